@@ -1,0 +1,132 @@
+"""From a checkpoint folder to a model in memory, with an error a user can act on for everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline.errors import SightlineError
+from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
+from sightline.models.processor import Processor, load_processor
+from sightline.models.rewrites import apply_rewrites
+
+
+@dataclass
+class VisionLanguageModel:
+    """A transformers model with all that is needed to talk to it."""
+
+    module: Any
+    processor: Processor
+    accelerator: Accelerator
+    dtype: torch.dtype
+    folder: Path
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.torch_device
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    adapter: str | Path | None = None,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+) -> VisionLanguageModel:
+    """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint in evaluation mode.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", "npu", ...; None takes the best there is.
+        dtype: "auto" (what the device prefers), "bf16", "fp16" or "fp32".
+        adapter: a PEFT adapter folder to put on top. Its pixel limits, recorded in training, are used.
+
+    Raises:
+        SightlineError: see the checks below; each names the file or the setting to change.
+    """
+    folder = Path(folder)
+    limits_from = _limits_folder(folder, adapter)
+    processor = load_processor(folder, max_pixels=max_pixels, min_pixels=min_pixels)
+    if limits_from != folder:
+        processor.vision = type(processor.vision).from_folder(
+            limits_from, processor.family.model_type, max_pixels=max_pixels, min_pixels=min_pixels
+        )
+    accelerator = find(device)
+    torch_dtype = dtype_from_name(dtype, accelerator)
+    check_weights(folder)
+    module = _load_module(folder, processor, torch_dtype)
+    apply_rewrites(module)
+    if adapter is not None:
+        module = _with_adapter(module, Path(adapter))
+    module = module.to(accelerator.torch_device).eval()
+    return VisionLanguageModel(module, processor, accelerator, torch_dtype, folder)
+
+
+def _load_module(folder: Path, processor: Processor, dtype: torch.dtype) -> Any:
+    try:
+        module, report = processor.family.model_class().from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, attn_implementation="sdpa", use_safetensors=True
+        )
+    except Exception as error:
+        # transformers and safetensors raise many kinds here; each means that the folder cannot be loaded.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SightlineError(f"cannot load the weights in {folder}: {reason}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise SightlineError(
+            f"the weights in {folder} lack {len(missing)} tensors, first {missing[0]}; the checkpoint is incomplete"
+        )
+    mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    if mismatched:
+        raise SightlineError(f"{mismatched[0]} in {folder} does not have the shape that config.json says")
+    return module
+
+
+def check_weights(folder: Path) -> None:
+    """Every shard that the index names must be there.
+
+    Raises:
+        SightlineError: no weights, or shards missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise SightlineError(f"cannot read {index}: {error}") from error
+        missing = sorted(name for name in shards if not (folder / name).exists())
+        if missing:
+            raise SightlineError(
+                f"{folder} lacks {len(missing)} of {len(shards)} weight files, first {missing[0]}; copy them again"
+            )
+    elif not (folder / "model.safetensors").exists():
+        raise SightlineError(f"{folder} holds no model.safetensors and no model.safetensors.index.json")
+
+
+def _limits_folder(folder: Path, adapter: str | Path | None) -> Path:
+    """The folder whose recorded pixel limits count: the adapter's where training wrote them."""
+    if adapter is not None and (Path(adapter) / "preprocessor_config.json").exists():
+        return Path(adapter)
+    return folder
+
+
+def _with_adapter(module: Any, adapter: Path) -> Any:
+    if not (adapter / "adapter_config.json").exists():
+        raise SightlineError(f"{adapter} holds no adapter_config.json, so it is not a PEFT adapter folder")
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(module, adapter, is_trainable=False)
+    except Exception as error:
+        # peft raises many kinds for an adapter that does not fit; each means just that.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SightlineError(f"the adapter {adapter} does not fit this model: {reason}") from error
