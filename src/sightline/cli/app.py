@@ -6,6 +6,7 @@ nor Pillow. A module offers `command`, a function with typer annotations, or `ap
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -148,7 +149,7 @@ def take_switches(arguments: list[str]) -> tuple[list[str], set[str]]:
 
 
 def explain(error: BaseException, debug: bool) -> int:
-    """Say on stderr, in one red line, what went wrong; the traceback too under `debug`. Returns the exit code."""
+    """Say on stderr, in one red line, what went wrong, under `debug` with the traceback; give the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
@@ -223,10 +224,8 @@ def _say(text: str, style: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    try:
+    with contextlib.suppress(BrokenPipeError):
         Console(stderr=True, highlight=False).print(Text(text, style=style), soft_wrap=True)
-    except BrokenPipeError:
-        pass
 
 
 def _stop_writing() -> int:

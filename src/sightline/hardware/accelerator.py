@@ -5,6 +5,7 @@ torch.npu, which torch_npu brings, mirrors torch.cuda name for name, so one code
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -87,11 +88,10 @@ class Accelerator:
         if self.kind != "cpu":
             _device_module(self.kind).reset_peak_memory_stats(self.index)
             return
-        try:
-            # Linux: 5 sets the high-water mark of the resident set to its present size (man 5 proc).
+        # Linux: 5 sets the high-water mark of the resident set to its present size (man 5 proc). Where there
+        # is no such file the peak stays that of the whole process.
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass  # elsewhere the peak stays that of the whole process
 
     def supports(self, dtype: torch.dtype) -> bool:
         """Whether arithmetic in `dtype` runs at all (a CPU computes bf16 and fp16 in software if need be)."""
@@ -155,10 +155,9 @@ def available() -> list[Accelerator]:
     """Every accelerator that this process sees, best first; the CPU is always the last."""
     found: list[Accelerator] = []
     for kind in ("npu", "cuda"):
-        try:
+        # A torch_npu that cannot be loaded offers no device; find() says why.
+        with contextlib.suppress(SightlineError):
             found += [Accelerator(kind, index) for index in range(_count(kind))]
-        except SightlineError:
-            pass  # a torch_npu that cannot be loaded offers no device; find() says why
     return [*found, Accelerator("cpu")]
 
 

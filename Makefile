@@ -1,0 +1,42 @@
+# make setup | demo | test | lint | bench | clean. PYTHON=python3.12 chooses another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.DELETE_ON_ERROR:
+.PHONY: setup demo test lint bench clean
+
+setup: $(STAMP)
+
+# Done again only when pyproject.toml has changed; the package itself is installed in place.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 14); sys.exit(not ok and "error: $(PYTHON) is Python %d.%d; Sightline needs 3.10 to 3.13: make setup PYTHON=/path/to/python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; install its venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing Sightline and its libraries into $(VENV) (once; some minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,video,dev]"
+	@touch $@
+
+demo: setup
+	@$(BIN)/sightline demo
+
+test: setup
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Every measurement there is, one after the other, on an idle machine; each says what it writes.
+bench: setup
+	@for script in benchmarks/*.py; do \
+		test -e "$$script" || { echo "no benchmark yet"; break; }; \
+		echo "== $$script"; HF_HUB_OFFLINE=1 $(BIN)/python "$$script" || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
