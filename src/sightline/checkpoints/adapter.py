@@ -1,0 +1,227 @@
+"""A PEFT LoRA folder as a list of changes to a base's tensors, each with its place found and its shape checked.
+
+The change of a linear layer is `scale * B @ A` with A [r, in] and B [out, r], of an embedding
+`scale * (B @ A).T` with A [r, rows] and B [width, r]; `scale` is alpha / r, or alpha / sqrt(r) for rsLoRA
+(PEFT's `tuners/lora/layer.py`). Everything else an adapter file holds is a whole tensor that takes the
+base's place (`modules_to_save`, trained biases).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightline.checkpoints.names import canonical, unwrapped
+from sightline.checkpoints.store import Store, read_json
+from sightline.errors import SightlineError
+
+if TYPE_CHECKING:
+    import torch
+
+# Settings of LoraConfig under which `B @ A` is not the whole story. The name that users know, per setting.
+_OTHER_METHODS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "kasa_config": "KaSA",
+    "arrow_config": "Arrow",
+    "monteclora_config": "MonteCLoRA",
+    "alora_invocation_tokens": "activated LoRA (aLoRA)",
+    "target_parameters": "LoRA on bare parameters (target_parameters)",
+    "trainable_token_indices": "trainable tokens",
+    "layer_replication": "layer replication",
+    "ensure_weight_tying": "ensure_weight_tying",
+    "lora_bias": "LoRA with a bias (lora_bias)",
+}
+# Ways to start a LoRA that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) change it.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_PAIR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
+
+
+@dataclass
+class Change:
+    """What happens to one tensor of the base: replaced by `whole`, then `scale * B @ A` added."""
+
+    target: str
+    shape: tuple[int, ...]
+    whole: str | None = None
+    a: str | None = None
+    b: str | None = None
+    embedding: bool = False
+    scale: float = 1.0
+
+
+@dataclass
+class Adapter:
+    """An adapter folder. `settings` is its adapter_config.json."""
+
+    folder: Path
+    store: Store
+    settings: dict[str, Any]
+    changes: dict[str, Change] = field(default_factory=dict)
+
+    def changed(self, base: torch.Tensor, name: str) -> torch.Tensor:
+        """The tensor `name` of the base with the adapter in it: summed in float32, given in `base.dtype`."""
+        change = self.changes.get(name)
+        if change is None:
+            return base
+        weight = base if change.whole is None else self.store.get(change.whole).reshape(base.shape)
+        if change.a is None or change.b is None:
+            return weight.to(base.dtype)
+        delta = self.store.get(change.b).float() @ self.store.get(change.a).float()
+        if change.embedding or self.settings.get("fan_in_fan_out"):
+            delta = delta.T
+        return (weight.float() + change.scale * delta.reshape(base.shape)).to(base.dtype)
+
+
+def base_of(folder: str | Path) -> str:
+    """The base model that an adapter folder names.
+
+    Raises:
+        SightlineError: not an adapter folder, or it names none.
+    """
+    name = _settings(Path(folder)).get("base_model_name_or_path")
+    if not name:
+        raise SightlineError(f"{folder}/adapter_config.json names no base model; give it with --model")
+    return str(name)
+
+
+def open_adapter(folder: str | Path, base: Store) -> Adapter:
+    """Read an adapter and find the place of each of its tensors in `base`.
+
+    Raises:
+        SightlineError: not a LoRA adapter, a method that is not built yet, or a tensor without a place or
+            with another shape than its place.
+    """
+    folder = Path(folder)
+    settings = _settings(folder)
+    _refuse_other_methods(folder, settings)
+    if not (folder / "adapter_model.safetensors").is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise SightlineError(f"{folder} has its adapter as a pickled .bin; save it as safetensors")
+        raise SightlineError(f"{folder} has no adapter_model.safetensors; was the training cut short?")
+    adapter = Adapter(folder, Store(folder / "adapter_model.safetensors"), settings)
+    places = _places(base)
+    for name in adapter.store:
+        _place(adapter, name, places, base)
+    for change in adapter.changes.values():
+        _check(adapter, change)
+    if not adapter.changes:
+        raise SightlineError(f"{folder} holds no tensors")
+    return adapter
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    absent = f"{folder} is not an adapter folder: it has no adapter_config.json"
+    return read_json(folder / "adapter_config.json", absent)
+
+
+def _refuse_other_methods(folder: Path, settings: dict[str, Any]) -> None:
+    method = settings.get("peft_type", "LORA")
+    if method != "LORA":
+        raise SightlineError(
+            f"{folder} is a {method} adapter; merging knows LoRA and rsLoRA, not {method} yet"
+        )
+    for key, words in _OTHER_METHODS.items():
+        if settings.get(key):
+            raise SightlineError(f"{folder} uses {words}, which cannot be merged yet; LoRA and rsLoRA can")
+    start = settings.get("init_lora_weights")
+    if not any(start is plain or start == plain for plain in _PLAIN_STARTS):
+        raise SightlineError(
+            f"{folder} was started with init_lora_weights={start!r}, which changes the base; convert it with "
+            "PEFT's path_initial_model_for_weight_conversion first"
+        )
+
+
+def _places(base: Store) -> dict[str, str]:
+    """canonical name -> name in the base."""
+    places: dict[str, str] = {}
+    for name in base:
+        ours = canonical(name)
+        if ours in places:
+            raise SightlineError(f"{base.path} holds one tensor under two names: {places[ours]} and {name}")
+        places[ours] = name
+    # A tied model stores only its embedding; an adapter may still change the head (merge then unties them).
+    if "lm_head.weight" not in places and "text.embed_tokens.weight" in places:
+        places["lm_head.weight"] = "lm_head.weight"
+    return places
+
+
+def _place(adapter: Adapter, name: str, places: dict[str, str], base: Store) -> None:
+    pair = _PAIR.match(name)
+    # PEFT wraps a layer that it adapts, and may save its weights (embeddings) or biases under `base_layer`.
+    module = pair["module"] if pair else name.replace(".base_layer.", ".")
+    ours = canonical(module + ".weight" if pair else module)
+    if ours not in places:
+        raise SightlineError(f"{adapter.folder} changes {unwrapped(module)}, which {base.path} does not have")
+    target = places[ours]
+    known = target if target in base else places["text.embed_tokens.weight"]
+    change = adapter.changes.setdefault(target, Change(target, base.shape(known)))
+    if pair is None:
+        change.whole = name
+        return
+    change.embedding = bool(pair["embedding"])
+    if pair["side"] == "A":
+        change.a = name
+    else:
+        change.b = name
+    change.scale = _scale(adapter.settings, unwrapped(module), adapter.store, name, pair["side"])
+
+
+def _scale(settings: dict[str, Any], module: str, store: Store, name: str, side: str) -> float:
+    rank = _pattern(settings.get("rank_pattern"), module, settings.get("r", 8))
+    alpha = _pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", 8))
+    found = store.shape(name)[0 if side == "A" else -1]
+    if found != rank:
+        raise SightlineError(f"{store.path}: {name} has rank {found}, but adapter_config.json says {rank}")
+    return float(alpha / math.sqrt(rank)) if settings.get("use_rslora") else float(alpha / rank)
+
+
+def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """The first pattern that matches the module's whole name or its end, as PEFT's get_pattern_key."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _check(adapter: Adapter, change: Change) -> None:
+    store, place = adapter.store, f"{change.target} of the base is {_words(change.shape)}"
+    if change.whole is not None and not _fits(store.shape(change.whole), change.shape):
+        raise SightlineError(
+            f"{adapter.folder}: {change.whole} is {_words(store.shape(change.whole))}, but {place}"
+        )
+    if change.a is None and change.b is None:
+        return
+    if change.a is None or change.b is None:
+        half = unwrapped(change.a or change.b or "")
+        raise SightlineError(f"{adapter.folder}: {half} stands alone, its other half is missing")
+    a, b = store.shape(change.a), store.shape(change.b)
+    if len(a) != 2 or len(b) != 2:
+        raise SightlineError(
+            f"{adapter.folder}: LoRA on a convolution ({change.target}) cannot be merged yet"
+        )
+    turned = change.embedding or adapter.settings.get("fan_in_fan_out")
+    delta = (a[1], b[0]) if turned else (b[0], a[1])
+    if not _fits(delta, change.shape):
+        raise SightlineError(f"{adapter.folder}: its change is {_words(delta)}, but {place}")
+
+
+def _fits(shape: tuple[int, ...], place: tuple[int, ...]) -> bool:
+    """The same shape; or a patch embedding [out, channels, t, h, w] trained as the linear [out, c*t*h*w]."""
+    if shape == place:
+        return True
+    return (len(shape), len(place)) == (2, 5) and shape == (place[0], math.prod(place[1:]))
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a number"
+
+
+def pairs(adapter: Adapter) -> Iterator[Change]:
+    """The changes that are low-rank sums."""
+    return (change for change in adapter.changes.values() if change.a is not None)

@@ -1,0 +1,175 @@
+"""A folder of safetensors as a lazy mapping from name to tensor: headers are read, tensors only when asked for.
+
+The layout is Hugging Face's: either `model.safetensors`, or shards listed by `model.safetensors.index.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightline.errors import SightlineError
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16}
+_BITS |= {"F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies and what it is. `dtype` is safetensors' name for it, like BF16."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * _BITS.get(self.dtype, 8) // 8
+
+
+class Store:
+    """The tensors of a model folder, or of one safetensors file. Opening it reads only the headers.
+
+    Raises:
+        SightlineError: not a folder of weights, a shard is missing, cut off or unreadable, the index and the
+            shards do not agree, or two shards hold the same tensor.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.entries: dict[str, Entry] = {}
+        self._open: dict[Path, Any] = {}
+        index: dict[str, str] | None = None
+        if self.path.is_dir() and (self.path / INDEX).is_file():
+            index = _read_index(self.path / INDEX)
+        for file in _files(self.path, index):
+            for name, entry in _header(file).items():
+                if name in self.entries:
+                    other = self.entries[name].file.name
+                    raise SightlineError(f"{self.path}: {name} stands in both {other} and {file.name}")
+                self.entries[name] = entry
+        if index is not None:
+            self._agree(index)
+
+    def _agree(self, index: dict[str, str]) -> None:
+        for name, file in index.items():
+            if name not in self.entries or self.entries[name].file.name != file:
+                raise SightlineError(f"{self.path / INDEX} places {name} in {file}, which does not hold it")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.entries[name].shape
+
+    def dtype(self, name: str) -> str:
+        return self.entries[name].dtype
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.entries.values())
+
+    def get(self, name: str) -> torch.Tensor:
+        """Read one tensor to the CPU, in the dtype in which it is stored.
+
+        Raises:
+            KeyError: no such tensor.
+        """
+        file = self.entries[name].file
+        if file not in self._open:
+            from safetensors import safe_open
+
+            # safe_open maps the file, so a handle that stays open costs address space, not memory.
+            self._open[file] = safe_open(file, "pt").__enter__()
+        return self._open[file].get_tensor(name)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The model's config.json.
+
+    Raises:
+        SightlineError: `folder` is not a model folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SightlineError(
+            f"{folder} is not a folder; give the path of a downloaded model (a hub name is not fetched)"
+        )
+    return read_json(folder / "config.json", f"{folder} is not a model folder: it has no config.json")
+
+
+def read_json(path: Path, absent: str) -> dict[str, Any]:
+    """A JSON object from a file; `absent` is the sentence of the error if there is no such file."""
+    if not path.is_file():
+        raise SightlineError(absent)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise SightlineError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SightlineError(f"{path} should hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    index = read_json(path, f"{path} does not exist").get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise SightlineError(f'{path} has no "weight_map" that says which shard holds which tensor')
+    return index
+
+
+def _files(path: Path, index: dict[str, str] | None) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise SightlineError(f"{path} does not exist; give a folder with {SINGLE} or its shards")
+    if index is not None:
+        files = [path / name for name in sorted(set(index.values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise SightlineError(f"{path} lacks the shard {', '.join(missing)}; download the model again")
+        return files
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
+    shards = list(path.glob("*.safetensors"))
+    if shards:
+        raise SightlineError(f"{path} has {len(shards)} safetensors files but no {INDEX} that lists them")
+    if any(path.glob("*.bin")):
+        raise SightlineError(f"{path} has its weights as pickled .bin files; save the model as safetensors")
+    raise SightlineError(f"{path} has no weights: neither {SINGLE} nor {INDEX}")
+
+
+def _header(file: Path) -> dict[str, Entry]:
+    """The header of one file: its length (8 bytes, little endian), then JSON; the tensors follow it."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise SightlineError(f"{file} is cut off or not a safetensors file; download it again")
+            header = json.loads(opened.read(length))
+    except (OSError, ValueError) as error:
+        raise SightlineError(f"{file} cannot be read as safetensors: {error}") from error
+    header.pop("__metadata__", None)
+    end = 8 + length + max((value["data_offsets"][1] for value in header.values()), default=0)
+    if size < end:
+        raise SightlineError(f"{file} is cut off: {size:,} bytes of {end:,}; download it again")
+    return {name: Entry(file, value["dtype"], tuple(value["shape"])) for name, value in header.items()}
