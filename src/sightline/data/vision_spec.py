@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sightline.data.vision_settings import (
+    IMAGE_FILE,
+    JOINT_FILE,
+    VIDEO_FILE,
+    Settings,
+    common_values,
+    limit_values,
+    read_object,
+    read_settings,
+    whole_number,
+)
 from sightline.errors import SightlineError, UsageError
+from sightline.files import write_json
 
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -16,7 +27,20 @@ _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class VisionSpec:
-    """Sizes are in pixels. `clip_limits` says whether video limits count a whole clip (Qwen3-VL) or a frame."""
+    """All that turns pixels into patches. Sizes are in pixels.
+
+    The video limits count differently by family, which `clip_limits` says.
+
+    * Qwen2-VL, Qwen2.5-VL (false): they bound each frame, and `video_total_pixels` bounds the clip,
+      counting one picture for each temporal patch. It changes only clips of more than 300 frames (150 s at
+      2 frames a second), which at the frame's limit would overrun the 128,000 tokens that the models were
+      made for.
+    * Qwen3-VL (true): they bound the clip as a whole, and `video_frame_pixels` bounds each frame. Without
+      it a short clip may spend the whole budget on a few sharp frames, as in transformers unless told
+      otherwise; so it is off unless the checkpoint or the user sets it.
+
+    Both bounds are `cap_pixels_per_frame` of transformers (the only behaviour of qwen-vl-utils); None is off.
+    """
 
     model_type: str
     patch_size: int = 14
@@ -26,8 +50,12 @@ class VisionSpec:
     max_pixels: int = 28 * 28 * 1280
     image_mean: tuple[float, ...] = _CLIP[0]
     image_std: tuple[float, ...] = _CLIP[1]
+    rescale_factor: float = 1 / 255
+    resample: int = 3
     video_min_pixels: int = 128 * 28 * 28
     video_max_pixels: int = 768 * 28 * 28
+    video_total_pixels: int | None = None
+    video_frame_pixels: int | None = None
     video_fps: float = 2.0
     video_min_frames: int = 4
     video_max_frames: int = 768
@@ -53,41 +81,62 @@ class VisionSpec:
         The pixel limit is `max_pixels` if given, else the variable `MAX_PIXELS`, else the checkpoint's;
         `max_pixels_source` says which. Likewise `min_pixels`.
 
+        A folder without video settings (Qwen2-VL and Qwen2.5-VL as published) gets the video limits of
+        qwen-vl-utils, with which these models were measured. transformers would there apply the image
+        limits to every frame, up to 16,384 tokens each, so that a clip of a few seconds overruns the
+        context.
+
         Raises:
-            SightlineError: the files are not JSON objects, or a limit is not a positive whole number.
+            SightlineError: the files are not JSON objects or ask for what is not supported.
+            UsageError: a limit of the user is not a positive whole number.
         """
-        folder = Path(folder)
-        image, video = _settings(folder)
-        spec = _DEFAULTS.get(model_type, cls(model_type))
-        spec = replace(spec, **_read_common(image), **_read_limits(image, ""), **_read_limits(video, "video_"))
-        if "min_pixels" in image or "max_pixels" in image or "size" in image:
+        image, video = read_settings(Path(folder))
+        spec = _with_common(_DEFAULTS.get(model_type, cls(model_type)), image, video)
+        limits: dict[str, Any] = dict(limit_values(image, IMAGE_FILE))
+        spec = replace(spec, **limits)
+        if "max_pixels" in limits:
             spec = replace(spec, max_pixels_source="checkpoint")
-        return spec.limited(max_pixels, min_pixels)
+        return _with_video(spec, video).limited(max_pixels, min_pixels)
 
     def limited(self, max_pixels: int | None, min_pixels: int | None) -> VisionSpec:
-        """With the user's limits: the arguments first, then MAX_PIXELS, MIN_PIXELS and VIDEO_MAX_PIXELS."""
+        """With the user's limits: the arguments first, then MAX_PIXELS, MIN_PIXELS and VIDEO_MAX_PIXELS.
+
+        A limit on pictures bounds the frames of a clip too; VIDEO_MAX_PIXELS (per frame) bounds only these.
+        """
         spec = self
         most, source = _chosen(max_pixels, "max_pixels", "MAX_PIXELS")
         least, _ = _chosen(min_pixels, "min_pixels", "MIN_PIXELS")
         if most is not None:
-            spec = replace(spec, max_pixels=most, max_pixels_source=source)
-            if not spec.clip_limits:
-                spec = replace(spec, video_max_pixels=min(spec.video_max_pixels, most))
+            frame = min(spec.frame_limit or most, most)
+            spec = replace(spec, max_pixels=most, max_pixels_source=source)._with_frame_limit(frame)
         if least is not None:
             spec = replace(spec, min_pixels=least)
         video_most, _ = _chosen(None, "", "VIDEO_MAX_PIXELS")
         if video_most is not None:
-            spec = replace(spec, video_max_pixels=video_most)
+            spec = spec._with_frame_limit(video_most)
         if spec.min_pixels > spec.max_pixels:
             if least is not None:
                 raise UsageError(f"min_pixels {spec.min_pixels} is above max_pixels {spec.max_pixels}")
             spec = replace(spec, min_pixels=spec.max_pixels)
         return replace(spec, video_min_pixels=min(spec.video_min_pixels, spec.video_max_pixels))
 
+    @property
+    def frame_limit(self) -> int | None:
+        """The most pixels of one frame of a clip, if frames have a limit of their own."""
+        return self.video_frame_pixels if self.clip_limits else self.video_max_pixels
+
+    def _with_frame_limit(self, pixels: int) -> VisionSpec:
+        if self.clip_limits:
+            # Whole tokens, for that is how a checkpoint records it.
+            return replace(self, video_frame_pixels=max(1, pixels // self.factor**2) * self.factor**2)
+        return replace(self, video_max_pixels=pixels)
+
 
 _DEFAULTS = {
-    "qwen2_vl": VisionSpec("qwen2_vl"),
-    "qwen2_5_vl": VisionSpec("qwen2_5_vl"),
+    **{
+        name: VisionSpec(name, video_total_pixels=int(128_000 * 28 * 28 * 0.9))
+        for name in ("qwen2_vl", "qwen2_5_vl")
+    },
     "qwen3_vl": VisionSpec(
         "qwen3_vl",
         patch_size=16,
@@ -95,55 +144,106 @@ _DEFAULTS = {
         max_pixels=4096 * 4096,
         image_mean=_HALF[0],
         image_std=_HALF[1],
-        video_min_pixels=128 * 32 * 32,
-        video_max_pixels=768 * 32 * 32,
+        # Those of the published checkpoints; the default of transformers leaves a clip 384 tokens.
+        video_min_pixels=4 * 32 * 32,
+        video_max_pixels=24_576 * 32 * 32,
         clip_limits=True,
     ),
 }
 
 
-def _settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Image and video processor settings, from the old separate files or transformers 5's joint one."""
-    joint = _read(folder / "processor_config.json")
-    image = _read(folder / "preprocessor_config.json") or joint.get("image_processor") or {}
-    video = _read(folder / "video_preprocessor_config.json") or joint.get("video_processor") or {}
-    return image, video
+def record_limits(spec: VisionSpec, base: Path, output: Path) -> None:
+    """Write the base's processor files into `output` with the limits of `spec`, all other keys kept.
+
+    The limits stand both as `min_pixels` and `max_pixels` and as `size`: versions of transformers differ in
+    what they read. Clips get `video_preprocessor_config.json` even where the base has none: transformers
+    would else apply the image limits to each frame. Files that the base lacks are made from `spec`.
+
+    Raises:
+        SightlineError: a file of the base cannot be read or one of the output cannot be written.
+    """
+    image, video = read_settings(base)
+    image = {**(image or _described(spec, "Image")), **_recorded(spec.min_pixels, spec.max_pixels)}
+    video = {**(video or _described(spec, "Video")), **_recorded_video(spec)}
+    write_json(output / IMAGE_FILE, image)
+    write_json(output / VIDEO_FILE, video)
+    joint = read_object(base / JOINT_FILE)
+    for name, settings in (("image_processor", image), ("video_processor", video)):
+        if joint.get(name):
+            joint[name] = settings
+    if joint:
+        write_json(output / JOINT_FILE, joint)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SightlineError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise SightlineError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
+def _recorded(least: int, most: int) -> Settings:
+    return {"min_pixels": least, "max_pixels": most, "size": {"shortest_edge": least, "longest_edge": most}}
 
 
-def _read_common(settings: dict[str, Any]) -> dict[str, Any]:
-    common: dict[str, Any] = {
-        name: settings[name]
-        for name in ("patch_size", "temporal_patch_size", "merge_size")
-        if settings.get(name) is not None
+def _recorded_video(spec: VisionSpec) -> Settings:
+    limits = _recorded(spec.video_min_pixels, spec.video_max_pixels)
+    if not spec.clip_limits:
+        return limits
+    # Qwen3-VL's video processor knows `size` alone; its cap counts tokens of a frame.
+    if spec.video_frame_pixels is None:
+        return {"size": limits["size"]}
+    tokens = spec.video_frame_pixels // spec.factor**2
+    return {"size": limits["size"], "cap_pixels_per_frame": True, "max_video_tokens": tokens}
+
+
+def _described(spec: VisionSpec, medium: str) -> Settings:
+    family = "Qwen3VL" if spec.clip_limits and medium == "Video" else "Qwen2VL"
+    return {
+        f"{medium.lower()}_processor_type": f"{family}{medium}Processor",
+        "patch_size": spec.patch_size,
+        "temporal_patch_size": spec.temporal_patch_size,
+        "merge_size": spec.merge_size,
+        "image_mean": list(spec.image_mean),
+        "image_std": list(spec.image_std),
+        "rescale_factor": spec.rescale_factor,
+        "resample": spec.resample,
     }
-    for name in ("image_mean", "image_std"):
-        if settings.get(name) is not None:
-            common[name] = tuple(settings[name])
-    return common
 
 
-def _read_limits(settings: dict[str, Any], prefix: str) -> dict[str, Any]:
-    size = settings.get("size") or {}
-    found = {
-        "min_pixels": settings.get("min_pixels", size.get("shortest_edge", size.get("min_pixels"))),
-        "max_pixels": settings.get("max_pixels", size.get("longest_edge", size.get("max_pixels"))),
-    }
-    if prefix:
-        found |= {"fps": settings.get("fps"), "min_frames": settings.get("min_frames")}
-        found |= {"max_frames": settings.get("max_frames")}
-    return {prefix + name: value for name, value in found.items() if value is not None}
+def _with_common(spec: VisionSpec, image: Settings, video: Settings) -> VisionSpec:
+    if not image:
+        return replace(spec, **common_values(video, VIDEO_FILE))
+    spec = replace(spec, **common_values(image, IMAGE_FILE))
+    for name, value in common_values(video, VIDEO_FILE).items():
+        if value != getattr(spec, name):
+            raise SightlineError(
+                f"{VIDEO_FILE}: {name} is {value} for videos but {getattr(spec, name)} for images"
+            )
+    return spec
+
+
+def _with_video(spec: VisionSpec, video: Settings) -> VisionSpec:
+    # Qwen3-VL's video processor knows `size` alone.
+    limits = limit_values({"size": video.get("size")} if spec.clip_limits else video, VIDEO_FILE)
+    values: dict[str, Any] = {f"video_{name}": value for name, value in limits.items()}
+    spec = replace(spec, **values)
+    if video.get("min_frames") is not None:
+        spec = replace(spec, video_min_frames=whole_number(video["min_frames"], f"{VIDEO_FILE}: min_frames"))
+    if video.get("max_frames") is not None:
+        spec = replace(spec, video_max_frames=whole_number(video["max_frames"], f"{VIDEO_FILE}: max_frames"))
+    fps: Any = video.get("fps")
+    if fps is not None:
+        if isinstance(fps, bool) or not isinstance(fps, (int, float)) or fps <= 0:
+            raise SightlineError(f"{VIDEO_FILE}: fps must be a positive number, not {fps!r}")
+        spec = replace(spec, video_fps=float(fps))
+    return _with_cap(spec, video)
+
+
+def _with_cap(spec: VisionSpec, video: Settings) -> VisionSpec:
+    wanted, tokens = video.get("cap_pixels_per_frame"), video.get("max_video_tokens")
+    if tokens is not None:
+        tokens = whole_number(tokens, f"{VIDEO_FILE}: max_video_tokens")
+    area = spec.factor**2
+    if spec.clip_limits:
+        return replace(spec, video_frame_pixels=(tokens or 768) * area if wanted else None)
+    # Off only where the checkpoint says so: the default of transformers is to become on.
+    return replace(
+        spec, video_total_pixels=None if wanted is False else int((tokens or 128_000) * area * 0.9)
+    )
 
 
 def _chosen(option: int | None, name: str, variable: str) -> tuple[int | None, str]:

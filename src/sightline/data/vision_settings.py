@@ -1,0 +1,125 @@
+"""The processor files of a checkpoint: where the image and video settings stand, and what they may say.
+
+Three layouts exist: `preprocessor_config.json` alone (Qwen2-VL, Qwen2.5-VL), the same with
+`video_preprocessor_config.json` beside it (Qwen3-VL), and transformers 5's joint `processor_config.json`,
+which wins over the others as it does in transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sightline.errors import SightlineError
+
+Settings = dict[str, Any]
+
+IMAGE_FILE = "preprocessor_config.json"
+VIDEO_FILE = "video_preprocessor_config.json"
+JOINT_FILE = "processor_config.json"
+
+_SIZES = ("patch_size", "temporal_patch_size", "merge_size")
+_COLOURS = ("image_mean", "image_std")
+# Pillow's numbers of the two filters that the image and the video path can both apply.
+_FILTERS = {2: "bilinear", 3: "bicubic"}
+
+
+def read_settings(folder: Path) -> tuple[Settings, Settings]:
+    """Image and video settings of a checkpoint folder; empty where it has none.
+
+    Raises:
+        SightlineError: a file is not a JSON object, or asks for something that is not supported.
+    """
+    joint = read_object(folder / JOINT_FILE)
+    image, image_place = joint.get("image_processor"), folder / JOINT_FILE
+    if not image:
+        image, image_place = read_object(folder / IMAGE_FILE), folder / IMAGE_FILE
+    video, video_place = joint.get("video_processor"), folder / JOINT_FILE
+    if not video:
+        video, video_place = read_object(folder / VIDEO_FILE), folder / VIDEO_FILE
+    for settings, place in ((image, image_place), (video, video_place)):
+        if not isinstance(settings, dict):
+            raise SightlineError(f"{place}: the processor's settings must be an object")
+        _refuse_unsupported(settings, place)
+    return image, video
+
+
+def read_object(path: Path) -> Settings:
+    """The JSON object in a file, empty if there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SightlineError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise SightlineError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def common_values(settings: Settings, place: str) -> dict[str, Any]:
+    """What is set of that which pictures and clips must share, as fields of VisionSpec.
+
+    Raises:
+        SightlineError: a value is unusable.
+    """
+    found: dict[str, Any] = {}
+    for name in _SIZES:
+        if settings.get(name) is not None:
+            found[name] = whole_number(settings[name], f"{place}: {name}")
+    for name in _COLOURS:
+        if settings.get(name) is not None:
+            found[name] = _per_channel(settings[name], f"{place}: {name}")
+    if settings.get("resample") is not None:
+        found["resample"] = settings["resample"]
+    if settings.get("rescale_factor") is not None:
+        found["rescale_factor"] = float(settings["rescale_factor"])
+    return found
+
+
+def limit_values(settings: Settings, place: str) -> dict[str, int]:
+    """`min_pixels` and `max_pixels`, where set; as in transformers they win over `size`."""
+    size = settings.get("size")
+    size = size if isinstance(size, dict) else {}
+    found: dict[str, int] = {}
+    for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        value = next((v for v in (settings.get(name), size.get(edge), size.get(name)) if v is not None), None)
+        if value is not None:
+            found[name] = whole_number(value, f"{place}: {name}")
+    return found
+
+
+def whole_number(value: Any, name: str) -> int:
+    """A positive whole number from a file.
+
+    Raises:
+        SightlineError: it is something else.
+    """
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or value < 1:
+        raise SightlineError(f"{name} must be a positive whole number, not {value!r}")
+    return int(value)
+
+
+def _per_channel(value: Any, name: str) -> tuple[float, ...]:
+    values = value if isinstance(value, list) else [value] * 3
+    if len(values) != 3 or not all(isinstance(v, (int, float)) for v in values):
+        raise SightlineError(f"{name} must be three numbers, for red, green and blue, not {value!r}")
+    return tuple(float(v) for v in values)
+
+
+def _refuse_unsupported(settings: Settings, place: Path) -> None:
+    # do_convert_rgb may be anything: pictures come here as RGB already (see sightline.data.media).
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        if settings.get(name) is False:
+            raise SightlineError(f"{place}: {name} false is not supported; the Qwen-VL models need it true")
+    resample = settings.get("resample")
+    if resample is not None and resample not in _FILTERS:
+        names = " or ".join(f"{number} ({name})" for number, name in _FILTERS.items())
+        raise SightlineError(f"{place}: resample {resample!r} is not supported; use {names}")
+    factor = settings.get("rescale_factor")
+    if factor is not None and (not isinstance(factor, (int, float)) or factor <= 0):
+        raise SightlineError(f"{place}: rescale_factor must be a positive number, not {factor!r}")
+    if settings.get("num_frames") is not None:
+        raise SightlineError(f"{place}: num_frames is not supported; set fps and max_frames instead")
