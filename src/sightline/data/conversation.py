@@ -105,9 +105,10 @@ class Conversation:
 
 
 class RowError(SightlineError):
-    """A faulty row: where it stands and why it cannot be used."""
+    """A faulty row: where it stands and why. `kind` is what `data check` counts it under."""
 
-    def __init__(self, cause: str, origin: Origin | None = None) -> None:
+    def __init__(self, cause: str, origin: Origin | None = None, kind: str = "row") -> None:
         super().__init__(f"{origin}: {cause}" if origin else cause)
         self.cause = cause
         self.origin = origin
+        self.kind = kind

@@ -1,0 +1,257 @@
+"""Pictures: size from the header, pixels as RGB upright on white.
+
+Nothing global of Pillow is set or relied on (a program that sets LOAD_TRUNCATED_IMAGES only turns one of two
+truncation checks off), and every call opens its own handle, so all of this may run in many threads.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
+
+from PIL import ExifTags, UnidentifiedImageError
+from PIL import Image as Pillow
+
+from sightline.data.media import (
+    DEFAULT,
+    IMAGE_FORMATS,
+    VIDEO_FORMATS,
+    Budget,
+    MediaError,
+    describe,
+    opened,
+    sniff,
+)
+from sightline.data.structure import is_complete, png_chunks
+
+if TYPE_CHECKING:
+    from sightline.data.conversation import Source
+
+# By content, whatever the suffix says. MPO is the JPEG of phones with a second picture behind the first.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+_NAMES = {"jpg", "png", "webp", "bmp", "gif", "tiff"}
+_VIDEO_NAMES = {"mp4", "avi", "mkv", "wmv"}
+
+# Budget.max_pixels is our own check, with an error instead of a warning on stderr.
+warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)
+
+
+def image_size(source: Source, budget: Budget = DEFAULT) -> tuple[int, int]:
+    """(width, height) in pixels of the upright picture, from its header; nothing is decoded.
+
+    Raises:
+        MediaError: missing, not a picture we read, a broken header, or over the budget.
+    """
+    with _header(source, budget) as (picture, orientation):
+        return _upright(picture.size, orientation)
+
+
+def open_image(source: Source, budget: Budget = DEFAULT) -> Pillow.Image:
+    """The picture as RGB, turned upright by its Exif orientation, transparency on white.
+
+    Palettes, CMYK, 1 bit, grey with alpha are converted; 16-bit grey is scaled to 8 bits; of an animation the
+    first frame is taken.
+
+    Raises:
+        MediaError: as `image_size`, or truncated or damaged pixels.
+    """
+    with _header(source, budget) as (picture, orientation), _readable(source, "truncated"):
+        picture.load()
+        return _turned(_on_white(picture), orientation)
+
+
+def verify_image(source: Source, budget: Budget = DEFAULT, *, decode: bool = False) -> tuple[int, int]:
+    """As `image_size`, and find out whether the file was cut off.
+
+    The end of the file is looked at; only a file whose end looks wrong is decoded, to be sure, or every file
+    with `decode`.
+
+    Raises:
+        MediaError: as `open_image`.
+    """
+    size = image_size(source, budget)
+    if decode or not _ends_well(source, budget):
+        open_image(source, budget)
+    return size
+
+
+def _ends_well(source: Source, budget: Budget) -> bool:
+    if isinstance(source, Pillow.Image):
+        return True
+    with opened(source, budget) as file:
+        format = sniff(file.read(64))
+        size = file.seek(0, 2)
+        if format == "tiff":
+            with _header(source, budget) as (picture, _):
+                return _tiff_strips_end(picture) <= size
+        return format is None or is_complete(file, format, size)
+
+
+def _tiff_strips_end(picture: Pillow.Image) -> int:
+    tags = getattr(picture, "tag_v2", {})
+    ends = [0]
+    for offsets, lengths in ((273, 279), (324, 325)):
+        ends += [sum(pair) for pair in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False)]
+    return int(max(ends))
+
+
+@contextmanager
+def _header(source: Source, budget: Budget) -> Iterator[tuple[Pillow.Image, int]]:
+    """Open without decoding; give the picture and its Exif orientation (1 to 8)."""
+    if isinstance(source, Pillow.Image):
+        _check_pixels(source, source.size, budget)
+        with _readable(source, "unreadable"):
+            orientation = _orientation(source)
+        yield source, orientation
+        return
+    with opened(source, budget) as file:
+        head = file.read(64)
+        file.seek(0)
+        with _readable(source, "unreadable", head):
+            picture = Pillow.open(file, formats=_FORMATS)
+            _check_pixels(source, picture.size, budget)
+            if picture.format == "PNG":
+                _find_late_exif(picture, file)
+            orientation = _orientation(picture)
+        yield picture, orientation
+
+
+@contextmanager
+def _readable(source: Source, kind: str, head: bytes = b"") -> Iterator[None]:
+    """Turn whatever a parser throws at damaged bytes into one MediaError."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except UnidentifiedImageError as error:
+        raise _not_identified(source, sniff(head)) from error
+    except Pillow.DecompressionBombError as error:
+        raise MediaError(
+            f"{describe(source)} has more pixels than Pillow opens; scale it down", "too-large"
+        ) from error
+    except MemoryError as error:
+        raise MediaError(
+            f"{describe(source)} needs more memory than there is; scale it down", "too-large"
+        ) from error
+    # Pillow's readers raise OSError, ValueError, SyntaxError, struct.error, IndexError and more on bad bytes.
+    except Exception as error:
+        raise MediaError(f"{describe(source)} is truncated or damaged; replace the file", kind) from error
+
+
+def _not_identified(source: Source, found: str | None) -> MediaError:
+    if found in _NAMES:
+        return MediaError(
+            f"{describe(source)} is a {found} with a damaged header; replace the file", "truncated"
+        )
+    if found in _VIDEO_NAMES:
+        return MediaError(
+            f"{describe(source)} is a video, not a picture; list it under videos with a <video> tag",
+            "unsupported",
+        )
+    if found:
+        return MediaError(
+            f"{describe(source)} is a {found}, which is not supported; convert it to one of {IMAGE_FORMATS}",
+            "unsupported",
+        )
+    return MediaError(
+        f"{describe(source)} is not a picture in a supported format; use {IMAGE_FORMATS} "
+        f"(or {VIDEO_FORMATS} as a video)",
+        "unsupported",
+    )
+
+
+def _check_pixels(source: Source, size: tuple[int, int], budget: Budget) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise MediaError(
+            f"{describe(source)} is {width}x{height} pixels, so there is nothing to see; replace it"
+        )
+    if width * height > budget.max_pixels:
+        raise MediaError(
+            f"{describe(source)} is {width}x{height} pixels, more than the "
+            f"{budget.max_pixels:,} allowed; scale it down",
+            "too-large",
+        )
+
+
+def _find_late_exif(picture: Pillow.Image, file: BinaryIO) -> None:
+    """PNG allows the Exif chunk behind the pixels, where Pillow sees it only after decoding."""
+    if "exif" in picture.info:
+        return
+    position = file.tell()
+    size = file.seek(0, 2)
+    for name, offset, length in png_chunks(file, size):
+        if name == b"eXIf":
+            file.seek(offset)
+            picture.info["exif"] = b"Exif\x00\x00" + file.read(min(length, 2**20))
+            break
+    file.seek(position)
+
+
+def _orientation(picture: Pillow.Image) -> int:
+    if picture.format == "TIFF":
+        return 1  # Pillow turns TIFF by itself, and states the turned size
+    try:
+        # The base class's: PNG's own would decode the picture first.
+        value = Pillow.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a broken Exif block says nothing about the pixels
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    width, height = size
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+_TURNS = {
+    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
+    3: Pillow.Transpose.ROTATE_180,
+    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
+    5: Pillow.Transpose.TRANSPOSE,
+    6: Pillow.Transpose.ROTATE_270,
+    7: Pillow.Transpose.TRANSVERSE,
+    8: Pillow.Transpose.ROTATE_90,
+}
+
+
+def _turned(picture: Pillow.Image, orientation: int) -> Pillow.Image:
+    turn = _TURNS.get(orientation)
+    return picture.transpose(turn) if turn is not None else picture
+
+
+def _on_white(picture: Pillow.Image) -> Pillow.Image:
+    """A new RGB picture, at the size of `picture`."""
+    mode = picture.mode
+    if mode == "RGB" and "transparency" not in picture.info:
+        return picture.copy()
+    if mode.startswith("I") or mode == "F":
+        return _grey8(picture).convert("RGB")
+    if mode == "La":
+        picture = picture.convert("LA")
+    if mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Pillow.new("RGB", picture.size, (255, 255, 255))
+        white.paste(picture, mask=picture.getchannel("A"))
+        return white
+    return picture.convert("RGB")
+
+
+def _grey8(picture: Pillow.Image) -> Pillow.Image:
+    """Deep grey as 8 bits. Files do not say where white is: 16 bits unless the values show otherwise."""
+    import numpy as np
+
+    values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0.0, neginf=0.0)
+    transparent = picture.info.get("transparency")
+    keyed = values == transparent if isinstance(transparent, int) else None
+    top = float(values.max())
+    if picture.mode == "F":
+        white = 1.0 if top <= 1.0 else 255.0 if top <= 255.0 else 65535.0 if top <= 65535.0 else top
+    else:
+        white = 65535.0 if top <= 65535.0 else float(2**31 - 1)
+    grey = np.clip(np.rint(values * (255.0 / white)), 0, 255).astype(np.uint8)
+    if keyed is not None:
+        grey[keyed] = 255
+    return Pillow.fromarray(grey)
