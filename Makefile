@@ -6,18 +6,23 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint bench clean
+.PHONY: setup install demo test lint bench clean
 
 setup: $(STAMP)
+	@:
 
-# Done again only when pyproject.toml has changed; the package itself is installed in place.
+# The stamp is a copy of the pyproject.toml that was installed. The package itself is installed in place, so
+# only a change of that file is a reason to run pip again (a mere new date of it is not: pip needs a network).
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 14); sys.exit(not ok and "error: $(PYTHON) is Python %d.%d; Sightline needs 3.10 to 3.13: make setup PYTHON=/path/to/python3.12" % sys.version_info[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; install its venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@if cmp -s pyproject.toml $@; then touch $@; else $(MAKE) --no-print-directory install; fi
+
+install:
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing Sightline and its libraries into $(VENV) (once; some minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,video,dev]"
-	@touch $@
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable ".[demo,video,dev]"
+	@cp pyproject.toml $(STAMP)
 
 demo: setup
 	@$(BIN)/sightline demo

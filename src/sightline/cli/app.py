@@ -149,7 +149,7 @@ def take_switches(arguments: list[str]) -> tuple[list[str], set[str]]:
 
 
 def explain(error: BaseException, debug: bool) -> int:
-    """Say on stderr, in one red line, what went wrong, under `debug` with the traceback; give the exit code."""
+    """Say on stderr, in one red line, what went wrong (under `debug` where, too); give the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
