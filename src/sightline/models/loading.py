@@ -38,7 +38,7 @@ def load_model(
     folder: str | Path,
     *,
     device: str | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     adapter: str | Path | None = None,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
@@ -61,7 +61,7 @@ def load_model(
             limits_from, processor.family.model_type, max_pixels=max_pixels, min_pixels=min_pixels
         )
     accelerator = find(device)
-    torch_dtype = dtype_from_name(dtype, accelerator)
+    torch_dtype = dtype_from_name(dtype, accelerator) if isinstance(dtype, str) else dtype
     check_weights(folder)
     module = _load_module(folder, processor, torch_dtype)
     apply_rewrites(module)

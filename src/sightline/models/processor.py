@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,25 @@ class Processor:
         images = [self._patch_image(image) for image in conversation.images]
         clips = [self._open_clip(video) for video in conversation.videos]
         built = self._build(conversation, [grid for _, grid in images], clips, supervise)
+        return self._encoded(built, images, clips)
+
+    def encode_prompt(self, prompt: str | Sequence[int], media: Conversation) -> Encoded:
+        """Build a sequence from a prompt that the chat template was applied to: a text, or token ids.
+
+        It holds one placeholder for each of the images and videos of `media`, whose texts are not looked at.
+
+        Raises:
+            RowError: placeholders and media differ in number; MediaError: a medium cannot be used.
+        """
+        images = [self._patch_image(image) for image in media.images]
+        clips = [self._open_clip(video) for video in media.videos]
+        built = self.prompt.build_prompt(
+            prompt,
+            media,
+            [tokens(self.vision, grid) for _, grid in images],
+            [tokens(self.vision, clip.grid) for clip in clips],
+            [clip.times for clip in clips] if self.family.timestamps else None,
+        )
         return self._encoded(built, images, clips)
 
     def count(self, conversation: Conversation) -> TokenCount:

@@ -78,6 +78,29 @@ class PromptBuilder:
         counts = {self.image_id: iter(image_tokens), self.video_id: _slots(video_tokens, video_times)}
         return self._tokenise(segments, counts)
 
+    def build_prompt(
+        self,
+        prompt: str | Sequence[int],
+        conversation: Conversation,
+        image_tokens: Sequence[int],
+        video_tokens: Sequence[int],
+        video_times: Sequence[Sequence[float]] | None,
+    ) -> Tokens:
+        """As `build`, for a prompt that is rendered already: a text or token ids with one placeholder a medium.
+
+        Raises:
+            RowError: the placeholders are not as many as the conversation's media.
+        """
+        text = prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt))
+        segments = [(text, False)]
+        if video_times is not None:
+            segments = _write_times(segments, video_times)
+        self._check_slots(conversation, segments, video_times)
+        counts = {self.image_id: iter(image_tokens), self.video_id: _slots(video_tokens, video_times)}
+        if isinstance(prompt, str) or video_times:
+            return self._tokenise(segments, counts)
+        return self._expand(prompt, False, counts)
+
     def render(self, messages: list[Message], *, generate: bool = False) -> str:
         """The chat template's text, with one placeholder a medium."""
         plain = [_template_message(message) for message in messages]
@@ -135,16 +158,24 @@ class PromptBuilder:
     def _tokenise(self, segments: list[tuple[str, bool]], counts: dict[int, Any]) -> Tokens:
         # Each segment by itself, so that training sees an answer cut into tokens just as generation does.
         result = Tokens()
-        kinds = {self.image_id: 1, self.video_id: 2}
         for text, supervised in segments:
-            if not text:
-                continue
-            for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
-                kind = kinds.get(token, 0)
-                if kind:
-                    result.add(token, IGNORED, kind, next(counts[token]))
-                else:
-                    result.add(token, token if supervised else IGNORED)
+            if text:
+                ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                self._expand(ids, supervised, counts, result)
+        return result
+
+    def _expand(
+        self, ids: Sequence[int], supervised: bool, counts: dict[int, Any], result: Tokens | None = None
+    ) -> Tokens:
+        """Each placeholder becomes as many as its medium has vision tokens."""
+        result = Tokens() if result is None else result
+        kinds = {self.image_id: 1, self.video_id: 2}
+        for token in ids:
+            kind = kinds.get(token, 0)
+            if kind:
+                result.add(token, IGNORED, kind, next(counts[token]))
+            else:
+                result.add(token, token if supervised else IGNORED)
         return result
 
 

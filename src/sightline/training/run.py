@@ -1,0 +1,182 @@
+"""A training run from its configuration to its result, top to bottom as it happens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline.errors import SightlineError, UsageError
+from sightline.files import write_json
+from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
+from sightline.models.loading import load_model
+from sightline.models.processor import Processor
+from sightline.progress import note
+from sightline.training import checkpoint
+from sightline.training.config import TrainConfig
+from sightline.training.curves import draw_curves
+from sightline.training.dataset import Sample, SampleDataset, collate, read_samples, split
+from sightline.training.log import LogCallback, read_log
+from sightline.training.loss import install_token_loss
+from sightline.training.meter import Meter
+from sightline.training.trainer import SightlineTrainer, training_arguments
+from sightline.training.tuner import apply_tuner
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run reached. Seconds count the steps alone, resumed runs included; memory is the peak in bytes."""
+
+    output: str
+    steps: int
+    samples: int
+    train_seconds: float
+    samples_per_second: float
+    peak_memory_bytes: int
+    final_loss: float
+    eval_loss: float | None
+    trainable_parameters: int
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Fine-tune a model as configured. Running it again goes on from the last whole checkpoint.
+
+    Raises:
+        SightlineError: a fault in configuration, model or data, found before the first step.
+    """
+    _quiet_libraries()
+    accelerator = _accelerator(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    resume_from = checkpoint.open_run(config)
+    finished = config.output / checkpoint.RESULT
+    if finished.exists():
+        note(f"{config.output} is finished already; choose another output folder to train again")
+        return TrainResult(**json.loads(finished.read_text(encoding="utf-8")))
+
+    dtype = dtype_from_name(config.dtype, accelerator)
+    loaded = load_model(
+        config.model, device="cpu", dtype=dtype, max_pixels=config.max_pixels, min_pixels=config.min_pixels
+    )
+    training, validation = load_data(config, loaded.processor)
+    install_token_loss(loaded.module)
+    model = apply_tuner(loaded.module, config)
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    note(
+        f"training {learning / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters "
+        f"on {len(training)} samples, {accelerator.name}, {str(dtype).removeprefix('torch.')}"
+    )
+
+    meter = Meter()
+    dataset = SampleDataset(training, loaded.processor)
+    trainer = SightlineTrainer(
+        config,
+        meter,
+        dataset.lengths,
+        model=model,
+        args=training_arguments(config, dtype, accelerator.kind == "cpu"),
+        train_dataset=dataset,
+        eval_dataset=SampleDataset(validation, loaded.processor) if validation else None,
+        data_collator=collate,
+        callbacks=[
+            LogCallback(config.output, meter, accelerator, config.max_seconds, config.tensorboard),
+            checkpoint.WholeCallback(meter),
+        ],
+    )
+    if resume_from is not None:
+        note(f"going on from {resume_from}")
+        meter.earlier = checkpoint.seconds_of(resume_from)
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    seconds = meter.seconds
+    eval_loss = trainer.evaluate()["eval_loss"] if validation else None
+    if trainer.is_world_process_zero():
+        checkpoint.save_final(_in_dtype(model, config, dtype), loaded.processor, config)
+        return _finish(config, trainer.state, meter, seconds, accelerator, eval_loss, learning)
+    return _result(config, trainer.state, meter, seconds, accelerator, eval_loss, learning)
+
+
+def load_data(config: TrainConfig, processor: Processor) -> tuple[list[Sample], list[Sample]]:
+    """(training samples, validation samples), every row checked."""
+    if config.batch_size < 1:
+        raise UsageError("batch_size must be at least 1")
+
+    def read(path: Path, limit: int | None) -> list[Sample]:
+        return read_samples(
+            path,
+            processor,
+            media_root=config.media_root,
+            max_samples=limit,
+            max_length=config.max_length,
+            on_bad_row=config.on_bad_row,
+        )
+
+    training, held = split(read(config.data, config.max_samples), config.validation_split, config.seed)
+    if config.validation is not None:
+        held = read(config.validation, None)
+    return training, held
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    if config.device and ":" in config.device:
+        raise UsageError(
+            f"device: {config.device} names one card; choose cards with the variable "
+            f"{find(config.device).visible_devices_variable} and set device: {config.device.split(':')[0]}"
+        )
+    accelerator = find(config.device)
+    if config.dtype == "fp16" and accelerator.kind == "cpu":
+        raise UsageError("dtype: fp16 trains only on CUDA and NPU devices; use bf16 or fp32 on a CPU")
+    return accelerator
+
+
+def _in_dtype(model: Any, config: TrainConfig, dtype: torch.dtype) -> Any:
+    """A fully trained model is written in the checkpoint's precision; an adapter keeps its float32."""
+    return model.to(dtype) if config.tuner == "full" else model
+
+
+def _finish(config: TrainConfig, *state: Any) -> TrainResult:
+    """Curves and the result file, which says that the run is finished and so comes last."""
+    entries = read_log(config.output / "log.jsonl")
+    if any("loss" in entry for entry in entries):
+        draw_curves(entries, config.output / "curves.png")
+    result = _result(config, *state)
+    write_json(config.output / checkpoint.RESULT, asdict(result))
+    return result
+
+
+def _result(
+    config: TrainConfig,
+    state: Any,
+    meter: Meter,
+    seconds: float,
+    accelerator: Accelerator,
+    eval_loss: float | None,
+    learning: int,
+) -> TrainResult:
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    if losses and not all(loss == loss for loss in losses[-1:]):
+        raise SightlineError("the loss became nan; lower learning_rate or use dtype: fp32")
+    return TrainResult(
+        output=str(config.output),
+        steps=state.global_step,
+        samples=meter.samples,
+        train_seconds=round(seconds, 2),
+        samples_per_second=round(meter.samples / max(seconds - meter.earlier, 1e-9), 3),
+        peak_memory_bytes=accelerator.peak_memory(),
+        final_loss=losses[-1] if losses else float("nan"),
+        eval_loss=eval_loss,
+        trainable_parameters=learning,
+    )
+
+
+def _quiet_libraries() -> None:
+    """Only our own lines on the console: the libraries' bars and notices say nothing a user can act on."""
+    import warnings
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"(torch|peft|transformers|accelerate)\..*")

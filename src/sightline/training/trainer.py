@@ -1,0 +1,139 @@
+"""transformers' Trainer with exact token weighting, our order of samples, and learning rates for each part."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainingArguments
+
+from sightline.models.prompt import IGNORED
+from sightline.training.config import TrainConfig
+from sightline.training.meter import Meter
+from sightline.training.sampler import LengthGroupedSampler
+from sightline.training.tuner import parameter_groups
+
+
+class SightlineTrainer(Trainer):
+    """The training loop. `meter` is told of every batch; it knows the time spent waiting for data."""
+
+    def __init__(self, config: TrainConfig, meter: Meter, lengths: list[int], **kwargs: Any) -> None:
+        self._config = config
+        self._meter = meter
+        self._lengths = lengths
+        super().__init__(**kwargs)
+        # The model's own forward divides by the tokens of the whole step (see `install_token_loss`).
+        self.model_accepts_loss_kwargs = True
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups = parameter_groups(model if model is not None else self.model, self._config)
+            self.optimizer = torch.optim.AdamW(groups, betas=self._config.betas, eps=1e-8, fused=True)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        if self.lr_scheduler is None:
+            progress = self._meter.progress(num_training_steps, self._config.max_seconds)
+            factor = schedule(self._config.schedule, self._config.warmup_ratio, progress)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        return LengthGroupedSampler(self._lengths, self._train_batch_size, self._config.seed)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        started = time.perf_counter()
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._meter.fetched(batches, time.perf_counter() - started)
+        return batches, count
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        loss = model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # Data parallelism averages gradients over ranks, while the count is already that of all ranks.
+            loss = loss * self.accelerator.num_processes
+        return (loss, {}) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Mean loss of a supervised token over the validation samples."""
+        model = self.model
+        model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device="cpu")
+        for batch in self.get_eval_dataloader():
+            batch = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                total = model(**batch, num_items_in_batch=1)["loss"]
+            sums += torch.tensor([float(total), float((batch["shift_labels"] != IGNORED).sum())])
+        if self.accelerator.num_processes > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+        metrics = {"eval_loss": float(sums[0] / sums[1].clamp(min=1))}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def schedule(kind: str, warmup: float, progress: Callable[[int], float]) -> Callable[[int], float]:
+    """Learning-rate factor of a step: linear warm-up over the first share `warmup`, then the chosen descent to 0.
+
+    `progress` gives the share of the run that is done, 0 to 1, from the number of steps.
+    """
+
+    def factor(step: int) -> float:
+        done = min(1.0, progress(step))
+        if done < warmup:
+            # The first step has to learn something too.
+            return max(done / warmup, 1e-3)
+        left = (1 - done) / (1 - warmup)
+        if kind == "cosine":
+            return 0.5 * (1 - math.cos(math.pi * left))
+        return left if kind == "linear" else 1.0
+
+    return factor
+
+
+def training_arguments(config: TrainConfig, dtype: torch.dtype, use_cpu: bool) -> TrainingArguments:
+    """Our configuration in the Trainer's words."""
+    return TrainingArguments(
+        output_dir=str(config.output / "checkpoints"),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        max_grad_norm=config.max_grad_norm,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=use_cpu,
+        seed=config.seed,
+        data_seed=config.seed,
+        dataloader_num_workers=config.workers,
+        dataloader_persistent_workers=config.workers > 0,
+        dataloader_pin_memory=not use_cpu,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        logging_strategy="steps",
+        logging_steps=config.log_interval,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if config.save_interval else "no",
+        save_steps=config.save_interval or 500,
+        save_total_limit=config.save_total_limit,
+        save_only_model=not config.save_optimizer,
+        eval_strategy="steps" if config.eval_interval else "no",
+        eval_steps=config.eval_interval,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        disable_tqdm=True,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+    )
