@@ -40,7 +40,8 @@ THERE = (
 )  # fmt: skip
 ABSENT = (
     "is {a} absent?", "is the {p} without {a}?", "does the {p} lack {a}?",
-    "is it true that there is not {a}?", "does the {p} not show {a}?", "is {a} missing from the {p}?", "is there not {a} in the {p}?",
+    "is it true that there is not {a}?",
+    "does the {p} not show {a}?", "is {a} missing from the {p}?", "is there not {a} in the {p}?",
 )  # fmt: skip
 
 

