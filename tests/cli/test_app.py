@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 import sightline
 from sightline.cli import app
@@ -202,6 +203,18 @@ def test_a_wrong_value_is_wrong_usage(install: Install, capsys: pytest.CaptureFi
     assert "port" in err
     assert "see `sightline infer --help`" in err
     assert len(err.splitlines()) == 1
+
+
+def test_brackets_in_help_are_kept(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    def show(model: str = typer.Option(..., help="a folder [of a model]")) -> None:
+        """Do it: sightline infer --model M [key=value ...]"""
+
+    install(show)
+    assert call("infer", "--help") == 0
+    out = capsys.readouterr().out
+    assert "[key=value ...]" in out
+    assert "[of a model]" in out
+    assert "[required]" in out
 
 
 def test_take_switches_leaves_values_alone() -> None:

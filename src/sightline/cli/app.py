@@ -93,6 +93,7 @@ def load(name: str) -> Any:
         command.help = entry.summary
     if f"sightline {name} " not in f"{command.help} {command.epilog or ''} ":
         command.epilog = f"Example:  {entry.example}"
+    _keep_brackets(command)
     return command
 
 
@@ -183,6 +184,17 @@ def _root(
         typer.echo(f"sightline {sightline.__version__}")
     elif ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
+
+
+def _keep_brackets(command: Any) -> None:
+    """Let help texts say [key=value ...]: rich would take it for markup and print nothing."""
+    from rich.markup import escape
+
+    for part in (command, *command.params):
+        if getattr(part, "help", None):
+            part.help = escape(part.help)
+    for child in getattr(command, "commands", {}).values():
+        _keep_brackets(child)
 
 
 def _stub() -> None:
