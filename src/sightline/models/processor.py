@@ -114,7 +114,7 @@ class Processor:
 
     def count(self, conversation: Conversation) -> TokenCount:
         """Tokens of the whole conversation, from the headers of its media alone."""
-        from sightline.data.media import image_size
+        from sightline.data.images import image_size
 
         grids = [image_grid(self.vision, *image_size(image.source), image) for image in conversation.images]
         clips = [self._plan_clip(video) for video in conversation.videos]
@@ -153,7 +153,7 @@ class Processor:
         )
 
     def _patch_image(self, image: Any) -> tuple[Any, Grid]:
-        from sightline.data.media import open_image
+        from sightline.data.images import open_image
 
         return patch_image(self.vision, open_image(image.source), image)
 
