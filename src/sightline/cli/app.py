@@ -40,10 +40,13 @@ ENTRIES = {
         "Convert datasets to Sightline's form and check them.",
         "sightline data convert annotations.json -o train.jsonl",
     ),
-    "train": Entry("Fine-tune a model as a YAML file says.", "sightline train lora.yaml learning_rate=1e-4"),
+    "train": Entry(
+        "Fine-tune a model as a YAML file says.",
+        "sightline train examples/lora.yaml model=MODEL data=train.jsonl",
+    ),
     "merge": Entry(
         "Fold a LoRA adapter into its base model.",
-        "sightline merge --model BASE --adapter runs/lora/final -o merged",
+        "sightline merge --model BASE --adapter runs/lora -o merged",
     ),
     "infer": Entry(
         "Answer one prompt, a dataset or a folder of images.",
