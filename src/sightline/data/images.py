@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # By content, whatever the suffix says. MPO is the JPEG of phones with a second picture behind the first.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+# Pillow registers the rarer formats (MPO among them) only when asked to.
+Pillow.init()
 _NAMES = {"jpg", "png", "webp", "bmp", "gif", "tiff"}
 _VIDEO_NAMES = {"mp4", "avi", "mkv", "wmv"}
 
