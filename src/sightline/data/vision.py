@@ -1,9 +1,12 @@
-"""From pixels to patches: sizes, grids, token counts and patch arrays of the Qwen-VL families, without torchvision.
+"""From pixels to patches of the Qwen-VL families, without torchvision: sizes, grids, token counts, arrays.
 
-A picture is resized so that both sides are multiples of `patch_size * merge_size` and its area lies within the
-pixel limits, normalised, and cut into patches in the order the vision tower expects: merge windows row by row,
-inside each window its `merge_size**2` patches. One vision token stands for one merge window. Images equal
-transformers' `Qwen2VLImageProcessorPil` bit for bit.
+A picture is resized so that both sides are multiples of `patch_size * merge_size` and its area lies within
+the pixel limits, normalised, and cut into patches in the order the vision tower expects: merge windows row
+by row, inside each window its `merge_size**2` patches. One vision token stands for one merge window.
+
+Pictures equal transformers' `Qwen2VLImageProcessorPil` bit for bit. Clips follow its
+`Qwen2VLVideoProcessor` and `Qwen3VLVideoProcessor`, which resize with torch's integer kernels rather than
+Pillow's (about one value in a hundred differs by one) and round the normalisation differently.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sightline.data.conversation import Image, Video
 from sightline.data.vision_spec import VisionSpec
 from sightline.errors import SightlineError
@@ -19,10 +24,12 @@ from sightline.errors import SightlineError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import PIL.Image
 
 MAX_ASPECT_RATIO = 200
+
+# However long the clip, a frame's limit stays this far above the least pixels, as in transformers.
+_LEAST_SHARE = 1.05
 
 Grid = tuple[int, int, int]
 """Patches in time, height and width."""
@@ -34,7 +41,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     Raises:
         SightlineError: one side is more than 200 times the other, which the models refuse.
     """
-    _check_ratio(height, width)
+    _check_ratio(height, width, (height, width))
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor
     if new_height * new_width > max_pixels:
@@ -51,11 +58,16 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 def smart_resize_clip(
     frames: int, height: int, width: int, *, factor: int, temporal: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """Qwen3-VL's form for clips: the limits bound the pixels of all frames together."""
-    if height < factor or width < factor:
+    """Qwen3-VL's form for clips: the limits bound the pixels of all frames together.
+
+    A clip shorter than a temporal patch counts as one (its last frame is repeated); the reference refuses it.
+    """
+    given = height, width
+    frames = max(frames, temporal)
+    if 0 < height < factor or 0 < width < factor:
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
-    _check_ratio(height, width)
+    _check_ratio(height, width, given)
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor
     area = round(frames / temporal) * temporal * new_height * new_width
@@ -70,12 +82,15 @@ def smart_resize_clip(
     return new_height, new_width
 
 
-def _check_ratio(height: int, width: int) -> None:
-    ratio = max(height, width) / max(1, min(height, width))
+def _check_ratio(height: int, width: int, given: tuple[int, int]) -> None:
+    shown = f"{given[1]}x{given[0]} picture"
+    if height < 1 or width < 1:
+        raise SightlineError(f"a {shown} has no pixels; leave it out")
+    ratio = max(height, width) / min(height, width)
     if ratio > MAX_ASPECT_RATIO:
         raise SightlineError(
-            f"aspect ratio {ratio:.0f} of a {width}x{height} picture is above {MAX_ASPECT_RATIO}, "
-            "which the model refuses; crop or pad it"
+            f"aspect ratio {ratio:.1f} of a {shown} is above {MAX_ASPECT_RATIO}, which the model refuses; "
+            "crop or pad it"
         )
 
 
@@ -85,7 +100,7 @@ def tokens(spec: VisionSpec, grid: Grid) -> int:
 
 
 def image_size_for(spec: VisionSpec, width: int, height: int, image: Image | None = None) -> tuple[int, int]:
-    """(height, width) in pixels that the model sees of a picture of this size, with the picture's own limits."""
+    """(height, width) in pixels that the model sees of a picture of this size; its own limits come first."""
     most = image.max_pixels if image and image.max_pixels else spec.max_pixels
     least = image.min_pixels if image and image.min_pixels else spec.min_pixels
     return smart_resize(height, width, spec.factor, min(least, most), most)
@@ -105,34 +120,55 @@ def patch_image(
     Returns:
         (float32 [grid_h * grid_w, channels * temporal_patch_size * patch_size**2], grid)
     """
-    import numpy as np
+    from PIL import Image as Pillow
 
-    pixels = _resized(picture, *image_size_for(spec, *picture.size, image))[None]
-    repeated = np.broadcast_to(pixels, (spec.temporal_patch_size, *pixels.shape[1:]))
-    return _patches(spec, repeated)
+    height, width = image_size_for(spec, *picture.size, image)
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    pixels = np.asarray(rgb.resize((width, height), Pillow.Resampling(spec.resample)))
+    patches, grid = _empty_patches(spec, 1, height, width)
+    _cut(pixels, patches[0], _image_values(spec.image_mean, spec.image_std, spec.rescale_factor))
+    return patches.reshape(math.prod(grid), -1), grid
 
 
 def video_size_for(
     spec: VisionSpec, frames: int, width: int, height: int, video: Video | None = None
 ) -> tuple[int, int]:
     """(height, width) in pixels that the model sees of each of `frames` frames."""
-    limit = video.max_pixels if video else None
-    floor = video.min_pixels if video else None
-    if spec.clip_limits:
-        # The checkpoint's limits count the pixels of the whole clip; a medium's own count those of a frame.
-        most = min(limit * frames, spec.video_max_pixels) if limit else spec.video_max_pixels
-        least = min(floor * frames if floor else spec.video_min_pixels, most)
-        return smart_resize_clip(
-            frames,
-            height,
-            width,
-            factor=spec.factor,
-            temporal=spec.temporal_patch_size,
-            min_pixels=least,
-            max_pixels=most,
-        )
-    most = limit or spec.video_max_pixels
-    return smart_resize(height, width, spec.factor, min(floor or spec.video_min_pixels, most), most)
+    own_most = video.max_pixels if video else None
+    own_least = video.min_pixels if video else None
+    if not spec.clip_limits:
+        most, least = own_most or spec.video_max_pixels, own_least or spec.video_min_pixels
+        most = _within_total(spec, frames, most)
+        return smart_resize(height, width, spec.factor, min(least, most), most)
+    # The checkpoint's limits count the pixels of the whole clip; a medium's own count those of a frame.
+    frames = max(frames, spec.temporal_patch_size)
+    most = _within_clip(spec, frames, own_most or spec.video_frame_pixels)
+    least = own_least * frames if own_least else spec.video_min_pixels
+    return smart_resize_clip(
+        frames,
+        height,
+        width,
+        factor=spec.factor,
+        temporal=spec.temporal_patch_size,
+        min_pixels=min(least, most),
+        max_pixels=most,
+    )
+
+
+def _within_total(spec: VisionSpec, frames: int, most: int) -> int:
+    """Limit of a frame so that a clip keeps within `video_total_pixels` (Qwen2-VL, Qwen2.5-VL)."""
+    if spec.video_total_pixels is None:
+        return most
+    share = spec.video_total_pixels * spec.temporal_patch_size // frames
+    return min(most, max(share, int(spec.video_min_pixels * _LEAST_SHARE)))
+
+
+def _within_clip(spec: VisionSpec, frames: int, frame_most: int | None) -> int:
+    """Limit of all frames together when each may have `frame_most` pixels (Qwen3-VL)."""
+    if frame_most is None:
+        return spec.video_max_pixels
+    share = min(frame_most, spec.video_max_pixels // frames)
+    return max(share, int(spec.video_min_pixels * _LEAST_SHARE)) * frames
 
 
 def video_grid(spec: VisionSpec, frames: int, width: int, height: int, video: Video | None = None) -> Grid:
@@ -150,53 +186,82 @@ def patch_video(
     Returns:
         (float32 [grid_t * grid_h * grid_w, channels * temporal_patch_size * patch_size**2], grid)
     """
-    import numpy as np
-
-    size = video_size_for(spec, len(frames), *frames[0].size, video)
-    pixels = [_resized(frame, *size) for frame in frames]
-    pixels += [pixels[-1]] * (-len(pixels) % spec.temporal_patch_size)
-    return _patches(spec, np.stack(pixels))
-
-
-def _resized(picture: PIL.Image.Image, height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 3]"""
-    import numpy as np
-    from PIL import Image as Pillow
-
-    # Resized even when the size is right already: the reference does so too, and Pillow then returns a copy.
-    resized = picture.convert("RGB").resize((width, height), Pillow.Resampling.BICUBIC)
-    return np.asarray(resized)
+    height, width = video_size_for(spec, len(frames), *frames[0].size, video)
+    padded = [*frames, *[frames[-1]] * (-len(frames) % spec.temporal_patch_size)]
+    patches, grid = _empty_patches(spec, len(padded) // spec.temporal_patch_size, height, width)
+    values = _clip_values(spec.image_mean, spec.image_std, spec.rescale_factor)
+    for index, frame in enumerate(padded):
+        step, place = divmod(index, spec.temporal_patch_size)
+        pixels = _resized_frame(frame, height, width, spec.resample)
+        _cut(pixels, patches[step, ..., place : place + 1, :], values)
+    return patches.reshape(math.prod(grid), -1), grid
 
 
-def _patches(spec: VisionSpec, pixels: np.ndarray) -> tuple[np.ndarray, Grid]:
-    """Normalise and cut uint8 [frames, height, width, 3]; frames is a multiple of temporal_patch_size."""
-    frames, height, width, channels = pixels.shape
-    time, patch, merge = spec.temporal_patch_size, spec.patch_size, spec.merge_size
-    grid = frames // time, height // patch, width // patch
-    windows = pixels.reshape(
-        grid[0], time, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch, channels
+def _resized_frame(frame: PIL.Image.Image, height: int, width: int, resample: int) -> np.ndarray:
+    """uint8 [height, width, 3], as torchvision's resize makes it."""
+    import torch
+
+    pixels = np.asarray(frame if frame.mode == "RGB" else frame.convert("RGB"))
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(
+        tensor, size=(height, width), mode=_TORCH_FILTERS[resample], align_corners=False, antialias=True
     )
-    # -> time step, window row, window column, row and column in the window, channel, time, patch row, column
-    ordered = windows.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, channels, time * patch * patch)
-    table = _normal_values(spec.image_mean, spec.image_std)
-    flat = table[_channel_index(channels)[None, :, None], ordered]
-    return flat.reshape(len(ordered), -1), grid
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+_TORCH_FILTERS = {2: "bilinear", 3: "bicubic"}
+
+
+def _empty_patches(spec: VisionSpec, steps: int, height: int, width: int) -> tuple[np.ndarray, Grid]:
+    """Room for patches in the tower's order, and their grid.
+
+    Returns:
+        (float32 [steps, window rows, windows, merge, merge, 3, temporal_patch_size, patch_size**2], grid)
+    """
+    patch, merge = spec.patch_size, spec.merge_size
+    rows, columns = height // patch, width // patch
+    shape = (steps, rows // merge, columns // merge, merge, merge, 3, spec.temporal_patch_size, patch * patch)
+    return np.empty(shape, np.float32), (steps, rows, columns)
+
+
+def _cut(pixels: np.ndarray, out: np.ndarray, values: np.ndarray) -> None:
+    """Normalise one picture and write its patches, the same to each temporal place of `out`.
+
+    Args:
+        pixels: uint8 [height, width, 3]
+        out: float32 [window rows, windows, merge, merge, 3, places, patch_size**2]
+        values: float32 [3, 256], each byte's normalised value by channel. Looking them up is faster than the
+            arithmetic, and one row of windows at a time stays in the cache.
+    """
+    window_rows, windows, merge, _, channels, _, area = out.shape
+    patch = math.isqrt(area)
+    rows = pixels.reshape(window_rows, merge, patch, windows, merge, patch, channels)
+    for row, target in zip(rows, out, strict=True):
+        # -> windows, row and column in the window, channel, patch row, patch column
+        ordered = row.transpose(2, 0, 3, 5, 1, 4).reshape(windows, merge, merge, channels, 1, area)
+        for channel in range(channels):
+            target[:, :, :, channel] = values[channel].take(ordered[:, :, :, channel])
 
 
 @lru_cache(maxsize=8)
-def _normal_values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """float32 [channels, 256]: each byte's normalised value, by the reference's own roundings.
+def _image_values(mean: tuple[float, ...], std: tuple[float, ...], factor: float) -> np.ndarray:
+    """float32 [3, 256]: each byte normalised with the roundings of the reference's Pillow path.
 
-    The reference multiplies by 1/255 in double precision, rounds to single, then subtracts and divides in single.
+    It multiplies by the factor in double precision, rounds to single, then subtracts and divides in single.
     """
-    import numpy as np
-
-    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    scaled = (np.arange(256, dtype=np.float64) * factor).astype(np.float32)
     return (scaled[None] - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
 
 
-@lru_cache(maxsize=2)
-def _channel_index(channels: int) -> np.ndarray:
-    import numpy as np
+@lru_cache(maxsize=8)
+def _clip_values(mean: tuple[float, ...], std: tuple[float, ...], factor: float) -> np.ndarray:
+    """float32 [3, 256]: each byte normalised with the roundings of the reference's torch path.
 
-    return np.arange(channels)
+    It scales mean and standard deviation to bytes in single precision, then subtracts and divides.
+    """
+    bytes_per_unit = np.float32(1 / factor)
+    scaled_mean = np.array(mean, np.float32) * bytes_per_unit
+    scaled_std = np.array(std, np.float32) * bytes_per_unit
+    return (np.arange(256, dtype=np.float32)[None] - scaled_mean[:, None]) / scaled_std[:, None]
