@@ -29,10 +29,8 @@ from sightline.data.structure import is_complete, png_chunks
 if TYPE_CHECKING:
     from sightline.data.conversation import Source
 
-# By content, whatever the suffix says. MPO is the JPEG of phones with a second picture behind the first.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
-# Pillow registers the rarer formats (MPO among them) only when asked to.
-Pillow.init()
+# By content, whatever the suffix says. JPEG includes MPO, that of phones with a second picture behind the first.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 _NAMES = {"jpg", "png", "webp", "bmp", "gif", "tiff"}
 _VIDEO_NAMES = {"mp4", "avi", "mkv", "wmv"}
 
