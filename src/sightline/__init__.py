@@ -1,3 +1,29 @@
 """Sightline: fine-tune, merge, run and serve Qwen-VL models on NPU, CUDA and CPU."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+# Where the package's own names live. They are imported when they are asked for, so that importing the package
+# costs nothing and the command line's help needs no torch.
+_HOMES = {
+    "LLM": "sightline.engine.llm",
+    "SamplingParams": "sightline.engine.sampling",
+    "process_vision_info": "sightline.data.vision_inputs",
+}
+
+__all__ = ["LLM", "SamplingParams", "__version__", "process_vision_info"]
+
+if TYPE_CHECKING:
+    from sightline.data.vision_inputs import process_vision_info
+    from sightline.engine.llm import LLM
+    from sightline.engine.sampling import SamplingParams
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sightline' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -84,7 +84,7 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_text("")
     with pytest.raises(SightlineError, match="pickled"):
         Store(tmp_path)
-    with pytest.raises(SightlineError, match="no config.json"):
+    with pytest.raises(SightlineError, match=r"no config\.json"):
         read_config(tmp_path)
     with pytest.raises(SightlineError, match="not a folder"):
         read_config("Qwen/Qwen2.5-VL-7B-Instruct")

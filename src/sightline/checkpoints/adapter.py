@@ -1,4 +1,4 @@
-"""A PEFT LoRA folder as a list of changes to a base's tensors, each with its place found and its shape checked.
+"""A PEFT LoRA folder as changes to a base's tensors, each with its place found and its shape checked.
 
 The change of a linear layer is `scale * B @ A` with A [r, in] and B [out, r], of an embedding
 `scale * (B @ A).T` with A [r, rows] and B [width, r]; `scale` is alpha / r, or alpha / sqrt(r) for rsLoRA

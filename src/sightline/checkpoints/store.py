@@ -1,4 +1,4 @@
-"""A folder of safetensors as a lazy mapping from name to tensor: headers are read, tensors only when asked for.
+"""A folder of safetensors as a lazy mapping from name to tensor: headers first, tensors when asked for.
 
 The layout is Hugging Face's: either `model.safetensors`, or shards listed by `model.safetensors.index.json`.
 """

@@ -203,7 +203,9 @@ def load_processor(
         config = AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SightlineError(f"cannot read configuration or tokenizer in {folder}: {_first_line(error)}") from error
+        raise SightlineError(
+            f"cannot read configuration or tokenizer in {folder}: {_first_line(error)}"
+        ) from error
     _find_template(folder, tokenizer)
     return Processor(folder, family, config, tokenizer, vision)
 
@@ -218,10 +220,10 @@ def _find_template(folder: Path, tokenizer: Any) -> None:
     if path.exists():
         tokenizer.chat_template = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
         return
-    raise SightlineError(f"{folder} has no chat template; copy chat_template.jinja from the original checkpoint")
+    raise SightlineError(
+        f"{folder} has no chat template; copy chat_template.jinja from the original checkpoint"
+    )
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-

@@ -44,7 +44,9 @@ class PromptBuilder:
     def _special(self, token: str) -> int:
         identifier = self.tokenizer.convert_tokens_to_ids(token)
         if identifier is None or identifier == self.tokenizer.unk_token_id:
-            raise SightlineError(f"the tokenizer in {self.name} has no {token}; it is not a Qwen-VL tokenizer")
+            raise SightlineError(
+                f"the tokenizer in {self.name} has no {token}; it is not a Qwen-VL tokenizer"
+            )
         return int(identifier)
 
     def build(
@@ -110,7 +112,9 @@ class PromptBuilder:
             )
         except Exception as error:
             # Templates are programs of the checkpoint: whatever they raise is a fault of template or conversation.
-            raise SightlineError(f"the chat template in {self.name} refuses the conversation: {error}") from error
+            raise SightlineError(
+                f"the chat template in {self.name} refuses the conversation: {error}"
+            ) from error
 
     def _supervised_segments(self, conversation: Conversation) -> list[tuple[str, bool]]:
         """The whole text cut where the assistant starts and stops speaking."""
