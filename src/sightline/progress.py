@@ -124,11 +124,11 @@ class Progress:
         with _lock:
             if self._over or _quiet:
                 return
-            self._shown = True
             if sys.stderr.isatty():
                 self._join_display()
             else:
                 self._print_line()
+            self._shown = True
 
     def _join_display(self) -> None:
         global _display, _users
