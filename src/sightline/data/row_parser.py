@@ -93,7 +93,7 @@ class _Parser:
             return Text(_text_of(part, index))
         if not _has_source(part):
             return self._next(f"<{kind}>")
-        return (image_from_entry if kind == "image" else video_from_entry)(part, self._resolve)  # type: ignore[operator]
+        return (image_from_entry if kind == "image" else video_from_entry)(part, self._resolve)
 
     def _resolve(self, source: str) -> str:
         """An absolute path (or the data: URL) for what the row names."""

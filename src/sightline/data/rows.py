@@ -1,7 +1,7 @@
 """Rows on disk: the one JSON form of a conversation, read tolerantly and written atomically.
 
-    {"messages": [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A cat"}],
-     "images": ["cat.jpg"]}
+    {"messages": [{"role": "user", "content": "<image>What is it?"},
+                  {"role": "assistant", "content": "A cat"}], "images": ["cat.jpg"]}
 
 `<image>` and `<video>` stand where a medium belongs and take the listed media in order. `content` may instead
 be a list of parts, in which text is taken literally. Other columns are kept in `Conversation.extra`.
@@ -179,12 +179,11 @@ def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def _relative_row(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    media = {
-        key: [relative_entry(entry, folder) for entry in row[key]]
-        for key in ("images", "videos")
-        if key in row
-    }
-    return {**row, **media}
+    moved = dict(row)
+    for key in ("images", "videos"):
+        if key in row:
+            moved[key] = [relative_entry(entry, folder) for entry in row[key]]
+    return moved
 
 
 __all__ = [

@@ -1,0 +1,141 @@
+"""A video file through PyAV: opened from our own handle, its header, its frames in order.
+
+ffmpeg never sees a path: it reads from a handle that we opened, and only with the demuxers of real video
+files, because playlists and concat scripts could name other files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from sightline.data.conversation import Source
+from sightline.data.media import VIDEO_FORMATS, Budget, MediaError, describe, opened, sniff
+from sightline.data.structure import mp4_rotation
+
+_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,asf,matroska,webm"
+_CONTAINERS = {"mp4", "avi", "mkv", "wmv"}
+
+
+@dataclass(frozen=True)
+class VideoHeader:
+    """Size in pixels as shown (rotation applied), `fps` frames a second on average, `duration` in seconds."""
+
+    width: int
+    height: int
+    fps: float
+    frames: int
+    duration: float
+
+
+def decoded(source: Source, container: Any, stream: Any, header: VideoHeader) -> Iterator[tuple[Any, float]]:
+    """Every frame in showing order with its time in seconds from the first."""
+    import av
+
+    stream.thread_type = "AUTO"
+    start = None
+    try:
+        for number, frame in enumerate(container.decode(stream)):
+            time = frame.time if frame.pts is not None else None
+            if start is None:
+                start = time
+            yield frame, time - start if time is not None and start is not None else number / header.fps
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        raise cut_off(source) from error
+
+
+@contextmanager
+def container_of(source: Source, budget: Budget) -> Iterator[tuple[Any, Any]]:
+    import av
+
+    with opened(bytes_of(source), budget) as file:
+        found = sniff(file.read(64))
+        file.seek(0)
+        try:
+            container = av.open(file, metadata_errors="replace", options={"format_whitelist": _DEMUXERS})
+        except (av.FFmpegError, ValueError, UnicodeError) as error:
+            raise _not_opened(source, found) from error
+        with container:
+            stream = next(iter(container.streams.video), None)
+            if stream is None or stream.codec_context is None:
+                raise MediaError(
+                    f"{describe(source)} has no picture track we can decode; use {VIDEO_FORMATS}",
+                    "unsupported",
+                )
+            yield container, stream
+
+
+def bytes_of(source: Source | tuple[Source, ...]) -> str | bytes:
+    if isinstance(source, (str, bytes)):
+        return source
+    raise MediaError(f"{describe(source)} is not a video; give a path or a list of frames", "unsupported")  # type: ignore[arg-type]
+
+
+def _not_opened(source: Source, found: str | None) -> MediaError:
+    if found in _CONTAINERS:
+        return cut_off(source)
+    what = f"is a {found}" if found else "is not a video in a supported format"
+    return MediaError(f"{describe(source)} {what}; as a video, use {VIDEO_FORMATS}", "unsupported")
+
+
+def cut_off(source: Source) -> MediaError:
+    return MediaError(f"{describe(source)} is truncated or damaged; replace the file", "truncated")
+
+
+def header_of(source: Source, container: Any, budget: Budget) -> VideoHeader:
+    stream = container.streams.video[0]
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width < 1 or height < 1:
+        raise cut_off(source)
+    frames = stream.frames or _count_packets(source, container, stream)
+    if frames < 1:
+        raise MediaError(f"{describe(source)} has no frames; replace the file", "truncated")
+    seconds = _seconds(container, stream)
+    rate = stream.average_rate or stream.guessed_rate
+    fps = float(rate) if rate else (frames / seconds if seconds else 25.0)
+    header = VideoHeader(width, height, fps, frames, seconds or frames / fps)
+    _check_budget(source, header, budget)
+    return _rotated(source, header, container, budget)
+
+
+def _rotated(source: Source, header: VideoHeader, container: Any, budget: Budget) -> VideoHeader:
+    if "mp4" not in container.format.name:
+        return header
+    with opened(bytes_of(source), budget) as file:
+        sideways = mp4_rotation(file, file.seek(0, 2)) % 180 == 90
+    return replace(header, width=header.height, height=header.width) if sideways else header
+
+
+def _count_packets(source: Source, container: Any, stream: Any) -> int:
+    import av
+
+    try:
+        count = sum(1 for packet in container.demux(stream) if packet.size)
+        container.seek(0)
+    except av.FFmpegError as error:
+        raise cut_off(source) from error
+    return count
+
+
+def _seconds(container: Any, stream: Any) -> float:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * Fraction(stream.time_base))
+    return container.duration / 1e6 if container.duration else 0.0
+
+
+def _check_budget(source: Source, header: VideoHeader, budget: Budget) -> None:
+    limits = (
+        (header.width * header.height, budget.max_pixels, "pixels a frame"),
+        (header.frames, budget.max_frames, "frames"),
+        (header.duration, budget.max_seconds, "seconds"),
+    )
+    for value, limit, unit in limits:
+        if value > limit:
+            raise MediaError(
+                f"{describe(source)} has {value:,.0f} {unit}, more than the "
+                f"{limit:,.0f} allowed; shorten or scale it",
+                "too-large",
+            )
