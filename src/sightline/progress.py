@@ -124,7 +124,8 @@ class Progress:
         with _lock:
             if self._over or _quiet:
                 return
-            if sys.stderr.isatty():
+            # While a display is live, rich stands between us and stderr.
+            if _display is not None or sys.stderr.isatty():
                 self._join_display()
             else:
                 self._print_line()
