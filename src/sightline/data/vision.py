@@ -64,7 +64,7 @@ def smart_resize_clip(
     """
     given = height, width
     frames = max(frames, temporal)
-    if 0 < height < factor or 0 < width < factor:
+    if 0 < min(height, width) < factor:
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
     _check_ratio(height, width, given)
