@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sightline.errors import SightlineError
 
@@ -25,24 +25,33 @@ _COLOURS = ("image_mean", "image_std")
 _FILTERS = {2: "bilinear", 3: "bicubic"}
 
 
-def read_settings(folder: Path) -> tuple[Settings, Settings]:
-    """Image and video settings of a checkpoint folder; empty where it has none.
+class Section(NamedTuple):
+    """The settings of one processor and the file they stand in; `values` is empty where there are none."""
+
+    values: Settings
+    place: Path
+
+
+def read_settings(folder: Path) -> tuple[Section, Section]:
+    """Image and video settings of a checkpoint folder.
 
     Raises:
         SightlineError: a file is not a JSON object, or asks for something that is not supported.
     """
     joint = read_object(folder / JOINT_FILE)
-    image, image_place = joint.get("image_processor"), folder / JOINT_FILE
-    if not image:
-        image, image_place = read_object(folder / IMAGE_FILE), folder / IMAGE_FILE
-    video, video_place = joint.get("video_processor"), folder / JOINT_FILE
-    if not video:
-        video, video_place = read_object(folder / VIDEO_FILE), folder / VIDEO_FILE
-    for settings, place in ((image, image_place), (video, video_place)):
-        if not isinstance(settings, dict):
-            raise SightlineError(f"{place}: the processor's settings must be an object")
-        _refuse_unsupported(settings, place)
+    image = _section(folder, joint.get("image_processor"), IMAGE_FILE)
+    video = _section(folder, joint.get("video_processor"), VIDEO_FILE)
+    _refuse_unsupported(image)
+    _refuse_unsupported(video)
     return image, video
+
+
+def _section(folder: Path, joint: Any, file: str) -> Section:
+    if not joint:
+        return Section(read_object(folder / file), folder / file)
+    if not isinstance(joint, dict):
+        raise SightlineError(f"{folder / JOINT_FILE}: the settings of a processor must be an object")
+    return Section(joint, folder / JOINT_FILE)
 
 
 def read_object(path: Path) -> Settings:
@@ -58,12 +67,13 @@ def read_object(path: Path) -> Settings:
     return value
 
 
-def common_values(settings: Settings, place: str) -> dict[str, Any]:
+def common_values(section: Section) -> dict[str, Any]:
     """What is set of that which pictures and clips must share, as fields of VisionSpec.
 
     Raises:
         SightlineError: a value is unusable.
     """
+    settings, place = section
     found: dict[str, Any] = {}
     for name in _SIZES:
         if settings.get(name) is not None:
@@ -78,15 +88,21 @@ def common_values(settings: Settings, place: str) -> dict[str, Any]:
     return found
 
 
-def limit_values(settings: Settings, place: str) -> dict[str, int]:
-    """`min_pixels` and `max_pixels`, where set; as in transformers they win over `size`."""
+def limit_values(section: Section, *, only_size: bool = False) -> dict[str, int]:
+    """`min_pixels` and `max_pixels`, where set; as in transformers they win over `size` unless `only_size`.
+
+    Raises:
+        SightlineError: a limit is not a positive whole number.
+    """
+    settings = section.values
     size = settings.get("size")
     size = size if isinstance(size, dict) else {}
     found: dict[str, int] = {}
     for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-        value = next((v for v in (settings.get(name), size.get(edge), size.get(name)) if v is not None), None)
+        places = (None if only_size else settings.get(name), size.get(edge), size.get(name))
+        value = next((value for value in places if value is not None), None)
         if value is not None:
-            found[name] = whole_number(value, f"{place}: {name}")
+            found[name] = whole_number(value, f"{section.place}: {name}")
     return found
 
 
@@ -109,7 +125,8 @@ def _per_channel(value: Any, name: str) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def _refuse_unsupported(settings: Settings, place: Path) -> None:
+def _refuse_unsupported(section: Section) -> None:
+    settings, place = section
     # do_convert_rgb may be anything: pictures come here as RGB already (see sightline.data.media).
     for name in ("do_resize", "do_rescale", "do_normalize"):
         if settings.get(name) is False:

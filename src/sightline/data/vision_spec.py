@@ -11,6 +11,7 @@ from sightline.data.vision_settings import (
     IMAGE_FILE,
     JOINT_FILE,
     VIDEO_FILE,
+    Section,
     Settings,
     common_values,
     limit_values,
@@ -92,7 +93,7 @@ class VisionSpec:
         """
         image, video = read_settings(Path(folder))
         spec = _with_common(_DEFAULTS.get(model_type, cls(model_type)), image, video)
-        limits: dict[str, Any] = dict(limit_values(image, IMAGE_FILE))
+        limits: dict[str, Any] = dict(limit_values(image))
         spec = replace(spec, **limits)
         if "max_pixels" in limits:
             spec = replace(spec, max_pixels_source="checkpoint")
@@ -162,9 +163,10 @@ def record_limits(spec: VisionSpec, base: Path, output: Path) -> None:
     Raises:
         SightlineError: a file of the base cannot be read or one of the output cannot be written.
     """
-    image, video = read_settings(base)
-    image = {**(image or _described(spec, "Image")), **_recorded(spec.min_pixels, spec.max_pixels)}
-    video = {**(video or _described(spec, "Video")), **_recorded_video(spec)}
+    read_image, read_video = read_settings(base)
+    limits = _recorded(spec.min_pixels, spec.max_pixels)
+    image = {**(read_image.values or _described(spec, "Image")), **limits}
+    video = {**(read_video.values or _described(spec, "Video")), **_recorded_video(spec)}
     write_json(output / IMAGE_FILE, image)
     write_json(output / VIDEO_FILE, video)
     joint = read_object(base / JOINT_FILE)
@@ -204,46 +206,43 @@ def _described(spec: VisionSpec, medium: str) -> Settings:
     }
 
 
-def _with_common(spec: VisionSpec, image: Settings, video: Settings) -> VisionSpec:
-    if not image:
-        return replace(spec, **common_values(video, VIDEO_FILE))
-    spec = replace(spec, **common_values(image, IMAGE_FILE))
-    for name, value in common_values(video, VIDEO_FILE).items():
+def _with_common(spec: VisionSpec, image: Section, video: Section) -> VisionSpec:
+    if not image.values:
+        return replace(spec, **common_values(video))
+    spec = replace(spec, **common_values(image))
+    for name, value in common_values(video).items():
         if value != getattr(spec, name):
             raise SightlineError(
-                f"{VIDEO_FILE}: {name} is {value} for videos but {getattr(spec, name)} for images"
+                f"{video.place}: {name} is {value} for videos but {getattr(spec, name)} for images"
             )
     return spec
 
 
-def _with_video(spec: VisionSpec, video: Settings) -> VisionSpec:
+def _with_video(spec: VisionSpec, video: Section) -> VisionSpec:
     # Qwen3-VL's video processor knows `size` alone.
-    limits = limit_values({"size": video.get("size")} if spec.clip_limits else video, VIDEO_FILE)
+    limits = limit_values(video, only_size=spec.clip_limits)
     values: dict[str, Any] = {f"video_{name}": value for name, value in limits.items()}
-    spec = replace(spec, **values)
-    if video.get("min_frames") is not None:
-        spec = replace(spec, video_min_frames=whole_number(video["min_frames"], f"{VIDEO_FILE}: min_frames"))
-    if video.get("max_frames") is not None:
-        spec = replace(spec, video_max_frames=whole_number(video["max_frames"], f"{VIDEO_FILE}: max_frames"))
-    fps: Any = video.get("fps")
+    for name in ("min_frames", "max_frames"):
+        if video.values.get(name) is not None:
+            values[f"video_{name}"] = whole_number(video.values[name], f"{video.place}: {name}")
+    fps = video.values.get("fps")
     if fps is not None:
         if isinstance(fps, bool) or not isinstance(fps, (int, float)) or fps <= 0:
-            raise SightlineError(f"{VIDEO_FILE}: fps must be a positive number, not {fps!r}")
-        spec = replace(spec, video_fps=float(fps))
-    return _with_cap(spec, video)
+            raise SightlineError(f"{video.place}: fps must be a positive number, not {fps!r}")
+        values["video_fps"] = float(fps)
+    return _with_cap(replace(spec, **values), video)
 
 
-def _with_cap(spec: VisionSpec, video: Settings) -> VisionSpec:
-    wanted, tokens = video.get("cap_pixels_per_frame"), video.get("max_video_tokens")
+def _with_cap(spec: VisionSpec, video: Section) -> VisionSpec:
+    wanted, tokens = video.values.get("cap_pixels_per_frame"), video.values.get("max_video_tokens")
     if tokens is not None:
-        tokens = whole_number(tokens, f"{VIDEO_FILE}: max_video_tokens")
+        tokens = whole_number(tokens, f"{video.place}: max_video_tokens")
     area = spec.factor**2
     if spec.clip_limits:
         return replace(spec, video_frame_pixels=(tokens or 768) * area if wanted else None)
-    # Off only where the checkpoint says so: the default of transformers is to become on.
-    return replace(
-        spec, video_total_pixels=None if wanted is False else int((tokens or 128_000) * area * 0.9)
-    )
+    # Off only where the checkpoint says so: on is to become the default of transformers.
+    total = None if wanted is False else int((tokens or 128_000) * area * 0.9)
+    return replace(spec, video_total_pixels=total)
 
 
 def _chosen(option: int | None, name: str, variable: str) -> tuple[int | None, str]:
