@@ -153,7 +153,9 @@ def opened(source: str | bytes, budget: Budget = DEFAULT) -> Iterator[BinaryIO]:
     try:
         if not path.exists():
             raise MediaError(
-                f"there is no file {describe(source)}; correct the path or give --media-root", "missing"
+                f"there is no file {describe(source)}; "
+                "correct the path, or give --media-root for relative ones",
+                "missing",
             )
         if not path.is_file():
             raise MediaError(f"{describe(source)} is not a file; give the path of a picture or video")
