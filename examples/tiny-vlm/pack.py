@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sightline.demo.pretrained import ASSET, FORMAT
+from sightline.training.checkpoint import RESULT
 
 RECIPE = Path(__file__).parent
 LIMIT = 8_200_000  # bytes; the file travels with every install
@@ -35,9 +36,7 @@ def pack(adapter: Path, output: Path, training: dict[str, object]) -> Path:
         raise SystemExit(f"{adapter} has no vision tower; train with freeze.vision and freeze.merger false")
     rank, alpha = settings["r"], settings["lora_alpha"]
     if settings.get("rank_pattern") or settings.get("alpha_pattern") or settings.get("use_dora"):
-        raise SystemExit(
-            f"{adapter} has ranks or scales that differ by layer; train with one r and one alpha"
-        )
+        raise SystemExit(f"{adapter} has ranks or scales that differ by layer; train with one for all")
     metadata = {
         "format": FORMAT,
         "r": str(rank),
@@ -66,13 +65,13 @@ def recipe_hash() -> str:
 
 
 def run_summary(run: Path) -> dict[str, object]:
-    """What the run wrote about itself: its result and its settings, where they are there."""
-    summary: dict[str, object] = {}
-    for name in ("result.json", "train_result.json", "summary.json"):
-        if (run / name).is_file():
-            summary |= json.loads((run / name).read_text())
-    # A place on the training machine says nothing to who installs the package.
-    return {key: value for key, value in summary.items() if not isinstance(value, str) or "/" not in value}
+    """What the run reported about itself, without its place on the machine that trained it."""
+    result = run / RESULT
+    if not result.is_file():
+        raise SystemExit(f"{result} does not exist; let the training run finish")
+    summary = json.loads(result.read_text())
+    summary.pop("output", None)
+    return summary
 
 
 def _name(name: str) -> str:
@@ -86,9 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pack a trained adapter into the package's data file.")
     parser.add_argument("run", type=Path, help="output folder of the training run, with the adapter")
     parser.add_argument("--output", type=Path, default=ASSET)
-    parser.add_argument(
-        "--note", default="", help="a sentence kept with the weights, such as held-out accuracy"
-    )
+    parser.add_argument("--note", default="", help="a sentence kept with the weights")
     arguments = parser.parse_args()
     training = run_summary(arguments.run)
     if arguments.note:

@@ -139,11 +139,9 @@ def save(
     model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, output: str | Path
 ) -> Path:
     """Write model (in bfloat16), tokenizer, template and picture settings, atomically."""
-    import torch
-
     output = Path(output)
     with replacing_folder(output) as folder:
-        model.to(torch.bfloat16).save_pretrained(folder)
+        model.bfloat16().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", _preprocessor())
         # safetensors makes files that only their owner can read; the others have the user's usual mode.
@@ -178,7 +176,7 @@ def _config(language: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
         "tie_word_embeddings": True,
     }
-    start, end, _, image, video = tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
+    start, end, _, image, video = (tokenizer.get_vocab()[token] for token in VISION_TOKENS)
     return Qwen2_5_VLConfig(
         text_config=text,
         vision_config={**TOWER, "out_hidden_size": language.hidden_size},
@@ -187,8 +185,6 @@ def _config(language: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> Any:
         image_token_id=image,
         video_token_id=video,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
 
 

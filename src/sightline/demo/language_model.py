@@ -81,10 +81,9 @@ def read_gguf(path: Path) -> tuple[LanguageModel, PreTrainedTokenizerFast]:
         raise SightlineError("the demo reads its model with gguf; pip install 'sightline[demo]'") from error
     reader = gguf.GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
+    heads, key_value_heads = fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]
     model = LanguageModel(
-        weights=_weights(
-            reader, fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]
-        ),
+        weights=_weights(reader, heads, key_value_heads),
         hidden_size=fields["llama.embedding_length"],
         intermediate_size=fields["llama.feed_forward_length"],
         layers=fields["llama.block_count"],

@@ -1,9 +1,9 @@
 """The package data file with what examples/tiny-vlm trained, and how it goes into the base model.
 
 The file (bfloat16 safetensors) holds `visual.<name>` for every tensor of the tower with its merger, and
-`language_model.<module>.lora_A` [r, in] and `.lora_B` [out, r] for every adapted linear of the language model.
-Its metadata are texts: `format`, `r`, `alpha`, `scale` (what B @ A counts), `targets`, `recipe` (sha256 of the
-recipe's files) and `training` (JSON: what the run reported).
+`language_model.<module>.lora_A` [r, in] and `.lora_B` [out, r] for every adapted linear of the language
+model. Its metadata are texts: `format`, `r`, `alpha`, `scale` (what B @ A counts), `targets`, `recipe`
+(sha256 of the recipe's files) and `training` (JSON: what the run reported).
 """
 
 from __future__ import annotations
