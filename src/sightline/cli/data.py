@@ -72,8 +72,8 @@ def convert(
         print(f"{report.format}: {report.written:,} rows {where}, {len(report.bad):,} faulty rows left out")
         if report.missing:
             print(
-                f"{report.missing:,} written rows name media that are not there (first: {report.first_missing}); "
-                "`sightline data check` lists them, --media-root may find them"
+                f"{report.missing:,} written rows name media that are not there "
+                f"(first: {report.first_missing}); `sightline data check` lists them, --media-root may find them"
             )
     if report.bad:
         raise typer.Exit(1)

@@ -11,8 +11,7 @@ from sightline.data.conversation import Conversation, Image, Video
 from sightline.data.images import verify_image
 from sightline.data.media import DEFAULT, Budget, MediaError, describe
 from sightline.data.videos import verify_video
-
-MAX_ASPECT_RATIO = 200  # smart_resize of every Qwen-VL
+from sightline.data.vision import MAX_ASPECT_RATIO
 
 
 def media_of(conversation: Conversation) -> list[Image | Video]:

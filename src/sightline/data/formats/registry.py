@@ -15,6 +15,7 @@ from sightline.data.formats.coco import COCO
 from sightline.data.formats.easy_vqa import EASY_VQA
 from sightline.data.formats.llava import LLAVA
 from sightline.data.formats.messages import OPENAI, SHAREGPT
+from sightline.data.looks import media_of
 from sightline.data.media import local_path
 from sightline.data.rows import parse_row, read_rows, to_row, write_rows
 from sightline.data.tags import IMAGE_TAG, VIDEO_TAG
@@ -91,8 +92,8 @@ def convert(
     without one good row nothing is written.
 
     Rows whose media do not exist are written and counted as `missing`: `data check` reports each. With
-    `add_tags`, a row that lists media and has no tag gets its tags at the start of the first user message. Rows
-    of a file are each recognised by their own shape unless `format` is given.
+    `add_tags`, a row that lists media and has no tag gets its tags at the start of the first user message.
+    Rows of a file are each recognised by their own shape unless `format` is given.
 
     Raises:
         SightlineError: the source cannot be read or is of no known form, or the output cannot be written.
@@ -151,7 +152,7 @@ def _good_rows(
 
 
 def _note_missing(conversation: Conversation, report: ConvertReport) -> None:
-    for medium in (*conversation.images, *conversation.videos):
+    for medium in media_of(conversation):
         for source in medium.source if isinstance(medium.source, tuple) else (medium.source,):
             path = local_path(source)
             if path is not None and not path.exists():
