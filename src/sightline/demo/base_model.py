@@ -139,7 +139,10 @@ def save(
     model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, output: str | Path
 ) -> Path:
     """Write model (in bfloat16), tokenizer, template and picture settings, atomically."""
+    import transformers
+
     output = Path(output)
+    transformers.logging.disable_progress_bar()  # a bar of one shard
     with replacing_folder(output) as folder:
         model.bfloat16().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
