@@ -115,6 +115,7 @@ class LLM:
                 f"mm_processor_kwargs has {sorted(unknown)[0]!r}; known are max_pixels and min_pixels"
             )
         self.model = load_model(model, device=device, dtype=dtype or "auto", adapter=adapter, **options)
+        self.adapter = adapter
         self.max_num_seqs = max_num_seqs
         self.seed = seed
         self.max_model_len = self._model_length(max_model_len)
@@ -176,8 +177,10 @@ class LLM:
         }
         return SamplingParams(**chosen)
 
-    def prepare(self, prompt: Any, params: SamplingParams) -> Job:
+    def prepare(self, prompt: Any, params: SamplingParams, *, number: int | None = None) -> Job:
         """Open a prompt's media and build its sequence, without computing. Threads may call this beside others.
+
+        `number` stands for the request where it brings no seed; None counts the requests of this engine.
 
         Raises:
             SightlineError: as `generate`.
@@ -189,7 +192,7 @@ class LLM:
         length = len(encoded.input_ids)
         self._check_length(length, encoded.vision_tokens)
         room = self.max_model_len - length
-        number = next(self._numbers)
+        number = next(self._numbers) if number is None else number
         seed = params.seed if params.seed is not None else self.seed * 1_000_003 + number
         requests = [
             Request(

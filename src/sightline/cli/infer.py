@@ -1,0 +1,148 @@
+"""sightline infer: parse, answer, print."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sightline.errors import SightlineError, UsageError
+
+if TYPE_CHECKING:
+    from sightline.engine.infer import Summary
+    from sightline.engine.questions import Question
+
+_SHOWN = 20  # up to so many answers are printed as they come
+
+
+def command(
+    model: Annotated[Path, typer.Option("--model", help="The checkpoint folder.")],
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", help="A PEFT adapter folder to put on top.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="The question; placed after the media.")
+    ] = None,
+    image: Annotated[list[str] | None, typer.Option("--image", help="A picture; may be repeated.")] = None,
+    video: Annotated[list[str] | None, typer.Option("--video", help="A video; may be repeated.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="A jsonl dataset to answer.")] = None,
+    dataset_path: Annotated[
+        Path | None,
+        typer.Option("--dataset-path", help="A folder: --prompt is asked about each file in it."),
+    ] = None,
+    media_root: Annotated[
+        Path | None, typer.Option(help="Where a dataset's media lie, if not beside it.")
+    ] = None,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Answer only the first rows.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Results as jsonl; an interrupted file is continued."),
+    ] = None,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 8,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "--max-output-length", min=1, help="Longest answer.")
+    ] = 128,
+    max_input_length: Annotated[
+        int | None, typer.Option(min=1, help="Longest prompt in tokens; a longer one is an error.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Share of probability to sample from.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Number of tokens to sample from; 0 means all.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(help="Largest picture; without it MAX_PIXELS, then the checkpoint's limit."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, npu, cuda:1, ...")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Answer one prompt, a dataset or a folder of pictures and videos.
+
+    Example:  sightline infer --model MODEL --image cat.jpg --prompt "What is this?"
+    """
+    from sightline.engine.infer import infer
+    from sightline.engine.llm import LLM
+    from sightline.engine.sampling import SamplingParams
+
+    questions = _questions(prompt, image or [], video or [], data, dataset_path, media_root, max_samples)
+    if output is None and len(questions) > 1:
+        raise UsageError("many questions need a place for their answers; name it with -o results.jsonl")
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        max_tokens=max_tokens,
+    )
+    llm = LLM(
+        model,
+        adapter=adapter,
+        device=device,
+        dtype=dtype,
+        max_num_seqs=max_batch_size,
+        max_pixels=max_pixels,
+        seed=seed,
+    )
+    show = _print_row if len(questions) <= _SHOWN and not as_json else None
+    rows, summary = infer(llm, questions, params, output, max_input_length=max_input_length, on_row=show)
+    if summary.failed == len(rows) == 1:
+        raise SightlineError(rows[0]["error"])
+    typer.echo(json.dumps(asdict(summary)) if as_json else _words(summary, output))
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _questions(
+    prompt: str | None,
+    images: list[str],
+    videos: list[str],
+    data: Path | None,
+    folder: Path | None,
+    media_root: Path | None,
+    max_samples: int | None,
+) -> list[Question]:
+    from sightline.engine import questions
+
+    if data is not None and folder is not None:
+        raise UsageError("--data and --dataset-path exclude each other; give one")
+    if data is not None:
+        if prompt is not None or images or videos:
+            raise UsageError("--data brings its own questions; leave --prompt, --image and --video out")
+        return questions.from_dataset(data, media_root=media_root, max_samples=max_samples)
+    if prompt is None:
+        raise UsageError(
+            "there is nothing to ask; give --prompt (with --image, --video or --dataset-path) or --data"
+        )
+    if folder is None:
+        return questions.from_prompt(prompt, images, videos)
+    if images or videos:
+        raise UsageError("--dataset-path brings its own media; leave --image and --video out")
+    return questions.from_folder(folder, prompt)[:max_samples]
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    from sightline.engine.infer import question_of
+
+    if "error" in row:
+        typer.echo(f"Error: {row['error']}\n", err=True)
+    else:
+        typer.echo(f"Question: {question_of(row)}\nAnswer: {row['answer']}\n")
+
+
+def _words(summary: Summary, output: Path | None) -> str:
+    first = "-" if summary.time_to_first_token is None else f"{summary.time_to_first_token:.2f} s (median)"
+    resumed = f", {summary.resumed} of them by an earlier run" if summary.resumed else ""
+    lines = [
+        f"Questions            {summary.questions}: {summary.answered} answered, {summary.failed} failed{resumed}",
+        f"Prompt tokens        {summary.prompt_tokens:,}, {summary.vision_tokens:,} of them from images and videos",
+        f"Answer tokens        {summary.completion_tokens:,}",
+        f"Time to first token  {first}",
+        f"Throughput           {summary.output_tokens_per_second:.1f} tokens/s, "
+        f"{summary.questions_per_second:.2f} questions/s, {summary.seconds:.1f} s in all",
+    ]
+    return "\n".join([*lines, f"Answers in           {output}"] if output else lines)

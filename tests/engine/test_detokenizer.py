@@ -1,0 +1,81 @@
+"""Text as it comes: whole characters, the decoder's text in the end, stop texts across tokens."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_tokenizer
+
+from sightline.engine.detokenizer import Detokenizer
+
+
+def ids_of(text: str) -> list[int]:
+    return make_tokenizer()(text, add_special_tokens=False)["input_ids"]
+
+
+def test_no_half_characters() -> None:
+    text = Detokenizer(make_tokenizer())
+    pieces = []
+    for token in ids_of("a 图片 é 👩‍👧!"):
+        assert text.add(token) is None
+        pieces.append(text.take())
+    assert len(ids_of("图")) > 1
+    assert "".join(pieces) == "a 图片 é 👩‍👧!"
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_cut_answer_ends_with_its_last_whole_character() -> None:
+    half = ids_of("ab图")[:-1]
+    for cut, expected in ((True, "ab"), (False, "ab\ufffd")):
+        text = Detokenizer(make_tokenizer())
+        for token in half:
+            text.add(token)
+        text.finish(cut=cut)
+        assert text.text == text.take() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, len(make_tokenizer()) - 1), max_size=30), st.booleans())
+def test_any_tokens_give_the_decoders_text(ids: list[int], skip: bool) -> None:
+    text = Detokenizer(make_tokenizer(), skip_special_tokens=skip)
+    pieces = []
+    for token in ids:
+        text.add(token)
+        pieces.append(text.take())
+    text.finish()
+    pieces.append(text.take())
+    assert "".join(pieces) == text.text == make_tokenizer().decode(ids, skip_special_tokens=skip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text("ab图.", max_size=25),
+    st.lists(st.text("ab图.", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_stop_texts(whole: str, stops: list[str]) -> None:
+    text = Detokenizer(make_tokenizer(), stops=stops)
+    shown, stop = "", None
+    for token in ids_of(whole):
+        stop = text.add(token)
+        shown += text.take() if stop is None else ""
+        if stop is not None:
+            break
+    text.finish()
+    shown += text.take()
+    # What was shown was never taken back, and the answer ends where the first stop text begins.
+    assert shown == text.text
+    if stop is None:
+        assert text.text == whole
+        assert not any(one in whole for one in stops)
+    else:
+        assert whole.startswith(text.text + stop)
+        assert not any(one in text.text for one in stops)
+
+
+def test_an_early_stop_text_is_passed_over() -> None:
+    text = Detokenizer(make_tokenizer(), stops=["b"])
+    first, second = ids_of("b")[0], ids_of("a")[0]
+    assert text.add(first, may_stop=False) is None
+    assert text.add(second) is None
+    assert text.add(first) == "b"
+    assert text.text == "ba"

@@ -1,0 +1,243 @@
+"""The library surface: seeds, streams, stops, limits, and errors with their numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from sightline import LLM, SamplingParams
+from sightline.engine.inputs import read_messages, read_prompt
+from sightline.errors import SightlineError, UsageError
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_folder: Path) -> LLM:
+    return LLM(
+        tiny_folder, dtype="fp32", device="cpu", max_num_seqs=3, limit_mm_per_prompt={"image": 2, "video": 0}
+    )
+
+
+def text_of(output: Any) -> str:
+    return output.outputs[0].text
+
+
+def test_the_example_of_vllm_users(tiny_folder: Path) -> None:
+    llm = LLM(model=tiny_folder, tensor_parallel_size=1, limit_mm_per_prompt={"image": 10, "video": 10})
+    sampling_params = SamplingParams(
+        temperature=0.1, top_p=0.001, repetition_penalty=1.05, max_tokens=8, stop_token_ids=[]
+    )
+    image = Pillow.new("RGB", (64, 64), "red")
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "what?"}]}
+    ]
+    prompt = llm.get_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    inputs = [{"prompt": prompt, "multi_modal_data": {"image": [image]}}]
+    outputs = llm.generate(inputs, sampling_params=sampling_params)
+    assert isinstance(outputs[0].outputs[0].text, str)
+    assert outputs[0].finished
+    assert outputs[0].vision_tokens == 4
+    assert outputs[0].metrics.time_to_first_token > outputs[0].metrics.preprocess > 0
+    assert (
+        outputs == outputs
+        and llm.chat(messages, sampling_params)[0].prompt_token_ids == outputs[0].prompt_token_ids
+    )
+
+
+def test_a_seed_gives_the_same_answer_whatever_runs_beside_it(llm: LLM) -> None:
+    seeded = SamplingParams(temperature=1.5, max_tokens=10, seed=7)
+    alone = text_of(llm.generate("a red", seeded)[0])
+    others = [SamplingParams(temperature=2.0, max_tokens=length) for length in (3, 12, 5)]
+    outputs = llm.generate(["is it", "what " * 30, "a red", "?"], [others[0], others[1], seeded, others[2]])
+    assert text_of(outputs[2]) == alone
+    again = llm.generate(["a red"] * 3, SamplingParams(temperature=1.5, max_tokens=10))
+    assert len({text_of(output) for output in again}) > 1
+
+
+def test_n_answers(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.5, n=4, max_tokens=6, seed=1)
+    output = llm.generate("a", params)[0]
+    assert [answer.index for answer in output.outputs] == [0, 1, 2, 3]
+    assert len({answer.text for answer in output.outputs}) > 1
+    assert output.completion_tokens == sum(len(answer.token_ids) for answer in output.outputs)
+    assert [answer.text for answer in llm.generate("a", params)[0].outputs] == [
+        a.text for a in output.outputs
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_streams_say_what_generate_says(llm: LLM, n: int) -> None:
+    params = SamplingParams(temperature=1.2, seed=3, max_tokens=20, n=n, stop=["e", "zz"])
+    whole = llm.generate("what shape", params)[0].outputs
+    texts, reasons = [""] * n, [None] * n
+    for delta in llm.stream(llm.prepare("what shape", params)):
+        assert reasons[delta.index] is None
+        assert "\ufffd" not in delta.text
+        texts[delta.index] += delta.text
+        reasons[delta.index] = delta.finish_reason
+    assert texts == [answer.text for answer in whole]
+    assert reasons == [answer.finish_reason for answer in whole]
+
+
+def test_leaving_a_stream_frees_the_engine(llm: LLM) -> None:
+    job = llm.prepare("a", SamplingParams(temperature=0, max_tokens=500, ignore_eos=True))
+    for _ in llm.stream(job):
+        break
+    assert job.requests[0].output.finish_reason == "abort"
+    assert llm.generate("a", SamplingParams(max_tokens=2))[0].finished
+
+
+def test_abort_from_another_thread(llm: LLM) -> None:
+    job = llm.prepare("a", SamplingParams(temperature=0, max_tokens=1500, ignore_eos=True))
+    reasons = []
+    for count, delta in enumerate(llm.stream(job)):
+        if count == 2:
+            aborter = threading.Thread(target=job.abort)
+            aborter.start()
+            aborter.join()
+        reasons.append(delta.finish_reason)
+    assert reasons[-1] == "abort"
+    assert len(job.requests[0].output.token_ids) < 50
+
+
+def test_threads_take_turns(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=15)
+    expected = text_of(llm.generate("a red circle", params)[0])
+    found: list[str] = []
+
+    def ask() -> None:
+        found.append("".join(delta.text for delta in llm.stream(llm.prepare("a red circle", params))))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 6
+
+
+def test_stop_text_and_lengths(llm: LLM) -> None:
+    free = llm.generate("a", SamplingParams(temperature=0, max_tokens=12))[0].outputs[0]
+    assert (free.finish_reason, len(free.token_ids)) == ("length", 12)
+    stop = free.text[3:6]
+    answer = llm.generate("a", SamplingParams(temperature=0, max_tokens=12, stop=stop))[0].outputs[0]
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
+    assert answer.text == free.text[: free.text.index(stop)]
+    first = free.token_ids[0]
+    late = SamplingParams(temperature=0, max_tokens=6, min_tokens=4, stop_token_ids=[first])
+    answer = llm.generate("a", late)[0].outputs[0]
+    assert first not in answer.token_ids[:4]
+
+
+def test_max_model_len(tiny_folder: Path) -> None:
+    llm = LLM(tiny_folder, dtype="fp32", device="cpu", max_model_len=20)
+    output = llm.generate([[5] * 15], SamplingParams(temperature=0, max_tokens=500, ignore_eos=True))[0]
+    assert len(output.outputs[0].token_ids) == 5
+    assert output.outputs[0].finish_reason == "length"
+    with pytest.raises(UsageError, match=r"25 tokens \(0 of them.*max_model_len 20"):
+        llm.generate([[5] * 25], SamplingParams())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tensor_parallel_size": 4}, "tensor_parallel_size is 4"),
+        ({"max_num_seqs": 0}, "max_num_seqs"),
+        ({"max_model_len": 10**9}, "between 2 and the model's 2048"),
+        ({"mm_processor_kwargs": {"fps": 2}}, "fps"),
+        ({"limit_mm_per_prompt": {"sound": 1}}, "sound"),
+        ({"limit_mm_per_prompt": {"image": -1}}, "image"),
+        ({"device": "abacus"}, "abacus"),
+        ({"adapter": "/nowhere"}, "nowhere"),
+    ],
+)
+def test_wrong_arguments(tiny_folder: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SightlineError, match=words):
+        LLM(tiny_folder, **options)
+
+
+def test_pixel_limits_of_a_prompt(llm: LLM) -> None:
+    image = Pillow.new("RGB", (112, 112))
+    prompt = {"prompt": "<|vision_start|><|image_pad|><|vision_end|>", "multi_modal_data": {"image": image}}
+    params = SamplingParams(max_tokens=1)
+    small = {**prompt, "mm_processor_kwargs": {"max_pixels": 56 * 56}}
+    assert [output.vision_tokens for output in llm.generate([prompt, small], params)] == [16, 4]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "empty"),
+        (
+            {"prompt": "no place", "multi_modal_data": {"image": Pillow.new("RGB", (9, 9))}},
+            "0 <|image_pad|> for 1",
+        ),
+        ({"prompt": "<|image_pad|>"}, "1 <|image_pad|> for 0"),
+        (
+            {"prompt": "<|image_pad|>" * 3, "multi_modal_data": {"image": [Pillow.new("RGB", (9, 9))] * 3}},
+            "3 images",
+        ),
+        (
+            {"prompt": "<|video_pad|>", "multi_modal_data": {"video": [[Pillow.new("RGB", (9, 9))] * 2]}},
+            "1 videos",
+        ),
+        ({"prompt": "a", "multi_modal_data": {"audio": 1}}, "audio"),
+        ({"prompt": "a", "multi_modal_data": {"image": np.zeros((4, 4))}}, "shape (4, 4)"),
+        ({"multi_modal_data": {}}, "needs"),
+        (7, "int"),
+    ],
+)
+def test_wrong_prompts(llm: LLM, prompt: Any, words: str) -> None:
+    with pytest.raises(SightlineError) as raised:
+        llm.generate([prompt], SamplingParams(max_tokens=1))
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], "hello", [{"content": "a"}], [{"role": "user"}], [{"role": "user", "content": [{"type": "sound"}]}]],
+)
+def test_wrong_messages(llm: LLM, messages: Any) -> None:
+    with pytest.raises(SightlineError):
+        llm.chat([messages], SamplingParams(max_tokens=1))
+
+
+def test_arrays_become_pictures() -> None:
+    red = np.zeros((6, 8, 3), np.uint8)
+    red[..., 0] = 255
+    for array in (red, np.moveaxis(red, -1, 0), red.astype(np.float32)):
+        image = read_prompt({"prompt": "", "multi_modal_data": {"image": array}}).media.images[0].source
+        assert (image.size, image.getpixel((3, 3))) == ((8, 6), (255, 0, 0))
+    frames = np.stack([red] * 4)
+    clip = read_prompt({"prompt": "", "multi_modal_data": {"video": (frames, {"fps": 3.0})}}).media.videos[0]
+    assert (len(clip.source), clip.fps) == (4, 3.0)
+    several = read_prompt({"prompt": "", "multi_modal_data": {"video": [frames, frames[:2]]}}).media.videos
+    assert [len(video.source) for video in several] == [4, 2]
+
+
+def test_messages_of_many_kinds() -> None:
+    content = [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": {"url": "data:,x"}},
+        {"type": "image_url", "image_url": "data:,y"},
+        {"type": "video", "video": "clip.mp4", "fps": 1.0},
+    ]
+    conversation = read_messages([{"role": "system", "content": "s"}, {"role": "user", "content": content}])
+    assert [image.source for image in conversation.images] == ["data:,x", "data:,y"]
+    assert conversation.videos[0].fps == 1.0
+
+
+def test_defaults_come_from_the_checkpoint(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**settings, "temperature": 0.5, "top_k": 3, "do_sample": True}))
+    params = LLM(folder, dtype="fp32", device="cpu").get_default_sampling_params()
+    assert (params.temperature, params.top_k, params.top_p) == (0.5, 3, 1.0)
