@@ -42,6 +42,7 @@ def load_model(
     adapter: str | Path | None = None,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
+    attention: str = "sdpa",
 ) -> VisionLanguageModel:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint in evaluation mode.
 
@@ -49,6 +50,7 @@ def load_model(
         device: "cpu", "cuda", "cuda:1", "npu", ...; None takes the best there is.
         dtype: "auto" (what the device prefers), "bf16", "fp16" or "fp32".
         adapter: a PEFT adapter folder to put on top. Its pixel limits, recorded in training, are used.
+        attention: an implementation that transformers knows, such as `sightline.models.attention.NAME`.
 
     Raises:
         SightlineError: see the checks below; each names the file or the setting to change.
@@ -63,7 +65,7 @@ def load_model(
     accelerator = find(device)
     torch_dtype = dtype_from_name(dtype, accelerator) if isinstance(dtype, str) else dtype
     check_weights(folder)
-    module = _load_module(folder, processor, torch_dtype)
+    module = _load_module(folder, processor, torch_dtype, attention)
     apply_rewrites(module)
     if adapter is not None:
         module = _with_adapter(module, Path(adapter))
@@ -71,10 +73,10 @@ def load_model(
     return VisionLanguageModel(module, processor, accelerator, torch_dtype, folder)
 
 
-def _load_module(folder: Path, processor: Processor, dtype: torch.dtype) -> Any:
+def _load_module(folder: Path, processor: Processor, dtype: torch.dtype, attention: str) -> Any:
     try:
         module, report = processor.family.model_class().from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, attn_implementation="sdpa", use_safetensors=True
+            folder, dtype=dtype, output_loading_info=True, attn_implementation=attention, use_safetensors=True
         )
     except Exception as error:
         # transformers and safetensors raise many kinds here; each means that the folder cannot be loaded.

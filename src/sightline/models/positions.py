@@ -56,4 +56,6 @@ def _inner_class(family: Family) -> Any:
     import importlib
 
     package = family.model_class().__module__
-    return getattr(importlib.import_module(package), family.class_name.replace("ForConditionalGeneration", "Model"))
+    return getattr(
+        importlib.import_module(package), family.class_name.replace("ForConditionalGeneration", "Model")
+    )

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PrinterCallback
 
 from sightline.errors import SightlineError, UsageError
 from sightline.files import write_json
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
+from sightline.models import attention
 from sightline.models.loading import load_model
 from sightline.models.processor import Processor
 from sightline.progress import note
@@ -59,7 +61,12 @@ def train(config: TrainConfig) -> TrainResult:
 
     dtype = dtype_from_name(config.dtype, accelerator)
     loaded = load_model(
-        config.model, device="cpu", dtype=dtype, max_pixels=config.max_pixels, min_pixels=config.min_pixels
+        config.model,
+        device="cpu",
+        dtype=dtype,
+        max_pixels=config.max_pixels,
+        min_pixels=config.min_pixels,
+        attention=attention.register(),
     )
     training, validation = load_data(config, loaded.processor)
     install_token_loss(loaded.module)
@@ -86,6 +93,7 @@ def train(config: TrainConfig) -> TrainResult:
             checkpoint.WholeCallback(meter),
         ],
     )
+    trainer.remove_callback(PrinterCallback)
     if resume_from is not None:
         note(f"going on from {resume_from}")
         meter.earlier = checkpoint.seconds_of(resume_from)
