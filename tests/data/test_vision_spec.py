@@ -147,6 +147,17 @@ def test_a_limit_on_pictures_bounds_frames(tmp_path: Path, monkeypatch: pytest.M
     assert VisionSpec.from_folder(three, "qwen3_vl").video_frame_pixels == 98 * 32 * 32
 
 
+def test_a_limit_never_raises_that_of_frames(tmp_path: Path) -> None:
+    video = {"size": {"shortest_edge": 3136, "longest_edge": 40_000}}
+    base = folder(tmp_path, QWEN25, video)
+    assert VisionSpec.from_folder(base, "qwen2_5_vl", max_pixels=200_704).video_max_pixels == 40_000
+
+
+def test_the_least_pixels_of_frames_give_way(tmp_path: Path) -> None:
+    spec = VisionSpec.from_folder(folder(tmp_path, QWEN25), "qwen2_5_vl", max_pixels=50_176)
+    assert (spec.video_min_pixels, spec.video_max_pixels) == (50_176, 50_176)
+
+
 @pytest.mark.parametrize("value", ["many", "-5", "0", "1.5"])
 def test_a_senseless_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MAX_PIXELS", value)

@@ -128,6 +128,20 @@ def test_qwen2_sizes(frames: int, height: int, width: int) -> None:
     assert video_size_for(QWEN2, frames, width, height) == qwen2_size(frames, height, width, QWEN2)
 
 
+def test_qwen2_least_share() -> None:
+    """However tight the total, a frame may have 1.05 times the least pixels."""
+    tight = replace(QWEN2, video_total_pixels=1000)
+    most = int(128 * 28 * 28 * 1.05)
+    for width in range(300, 1500, 13):
+        expected = smart_resize(480, width, 28, 128 * 28 * 28, most)
+        assert video_size_for(tight, 8, width, 480) == expected
+
+
+def test_qwen3_rounds_odd_clips_to_even() -> None:
+    """5 frames count as 4, for Python rounds halves to even: 28 of at most 30 tokens, not 42."""
+    assert video_size_for(SMALL3, 5, 7 * 32, 32) == (32, 7 * 32)
+
+
 @given(st.integers(2, 1000), st.integers(32, 4000), st.integers(32, 4000), st.sampled_from([QWEN3, SMALL3]))
 def test_qwen3_sizes(frames: int, height: int, width: int, spec: VisionSpec) -> None:
     expected = qwen3_size(frames, height, width, spec.video_min_pixels, spec.video_max_pixels)

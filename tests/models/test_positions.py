@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,28 @@ def test_count_of_a_video_file(processor: Processor, tmp_path: Path, seconds: fl
     limited = chat([Video(str(path), fps=1.0, max_frames=2, max_pixels=56 * 56)], "nothing")
     assert processor.count(limited).total == len(processor.encode(limited, supervise=True).input_ids)
     assert processor.count(limited).vision <= processor.count(conversation).vision
+
+
+def test_the_checkpoints_sampling_is_used(processor: Processor, family_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    write_video(path, 10, rate=10)
+    conversation = chat([Video(str(path)), Text("what moves?")], "nothing")
+    folder = tmp_path / "model"
+    shutil.copytree(family_folder, folder)
+    file = folder / "video_preprocessor_config.json"
+    for settings, steps in (
+        ({}, 2),
+        ({"min_frames": 8}, 4),
+        ({"fps": 10}, 5),
+        ({"fps": 10, "max_frames": 6}, 3),
+    ):
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+        other = load_processor(folder)
+        encoded = other.encode(conversation, supervise=True)
+        assert encoded.video_grid_thw is not None
+        assert encoded.video_grid_thw[0, 0] == steps
+        assert other.count(conversation).total == len(encoded.input_ids)
+        shutil.copy(family_folder / file.name, file)
 
 
 def write_video(path: Path, frames: int, rate: int) -> None:

@@ -160,16 +160,25 @@ class Processor:
     def _open_clip(self, video: Video) -> _Clip:
         from sightline.data.videos import load_video
 
-        frames = load_video(video, fps=self.vision.video_fps, max_frames=self.vision.video_max_frames)
+        frames = load_video(video, **self._sampling)
         patches, grid = patch_video(self.vision, frames.images, video)
         return self._clip(grid, frames.timestamps, frames.sampled_fps, patches)
 
     def _plan_clip(self, video: Video) -> _Clip:
         from sightline.data.videos import plan_video
 
-        plan = plan_video(video, fps=self.vision.video_fps, max_frames=self.vision.video_max_frames)
+        plan = plan_video(video, **self._sampling)
         grid = video_grid(self.vision, len(plan.timestamps), plan.width, plan.height, video)
         return self._clip(grid, plan.timestamps, plan.sampled_fps)
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        vision = self.vision
+        return {
+            "fps": vision.video_fps,
+            "min_frames": vision.video_min_frames,
+            "max_frames": vision.video_max_frames,
+        }
 
     def _clip(self, grid: Grid, timestamps: list[float], fps: float, patches: Any = None) -> _Clip:
         group = self.vision.temporal_patch_size
