@@ -69,13 +69,14 @@ def read_samples(
         more = f"\n  ... and {len(report.faults) - 20} more" if len(report.faults) > 20 else ""
         if on_bad_row == "stop":
             raise SightlineError(
-                f"{path}: {len(report.faults)} of {report.rows} rows are faulty; mend them, or set "
+                f"{path}: {report.faulty_rows} of {report.rows} rows are faulty; mend them, or set "
                 f"on_bad_row: skip to train without them\n{listed}{more}"
             )
-        note(f"{path}: left out {len(report.faults)} of {report.rows} rows as faulty\n{listed}{more}")
+        note(f"{path}: left out {report.faulty_rows} of {report.rows} rows as faulty\n{listed}{more}")
     if not report.good:
         raise SightlineError(f"{path} holds no row to learn from")
-    return [Sample(conversation, count) for conversation, count in report.good]
+    counted = zip(report.good, report.tokens, report.vision_tokens, strict=True)
+    return [Sample(conversation, TokenCount(total, vision)) for conversation, total, vision in counted]
 
 
 def split(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
