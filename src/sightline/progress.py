@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -53,7 +53,7 @@ def track(iterable: Iterable[Item], label: str, total: int | None = None) -> Ite
         label: what is being done, in words ("checking rows").
         total: number of items; taken from `len(iterable)` if it has one, else only the count is shown.
     """
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     with Progress(label, total) as progress:
         for item in iterable:
