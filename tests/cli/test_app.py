@@ -113,6 +113,19 @@ def test_our_errors_become_one_line(
     assert captured.out == ""
 
 
+def test_a_list_below_an_error_keeps_its_lines(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise SightlineError("2 rows are\nfaulty\n  a.jsonl:1: no image\n  a.jsonl:7: no answer")
+
+    install(fail)
+    assert call("infer") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: 2 rows are faulty",
+        "  a.jsonl:1: no image",
+        "  a.jsonl:7: no answer",
+    ]
+
+
 @pytest.mark.parametrize("arguments", [["--debug", "infer"], ["infer", "--debug"]])
 def test_debug_shows_the_traceback(
     install: Install, capsys: pytest.CaptureFixture[str], arguments: list[str]

@@ -153,7 +153,7 @@ def take_switches(arguments: list[str]) -> tuple[list[str], set[str]]:
 
 
 def explain(error: BaseException, debug: bool) -> int:
-    """Say on stderr, in one red line, what went wrong (under `debug` where, too); give the exit code."""
+    """Say on stderr, in one red line, what went wrong, and under `debug` where; give the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
@@ -169,7 +169,10 @@ def explain(error: BaseException, debug: bool) -> int:
         code, text = getattr(error, "exit_code", 2), _usage_text(error)
     else:
         code, text = 1, _unexpected_text(error, debug)
-    _say(f"error: {' '.join(text.split())}", style="red")
+    line, details = _split(text)
+    _say(f"error: {line}", style="red")
+    for detail in details:
+        _say(detail, style="")
     return code
 
 
@@ -202,6 +205,13 @@ def _keep_brackets(command: Any) -> None:
 
 def _stub() -> None:
     """Stands for a command until it is loaded."""
+
+
+def _split(text: str) -> tuple[str, list[str]]:
+    """The sentence in one line, and the indented lines of a list that an error of ours may bring below it."""
+    lines = text.splitlines()
+    details = [line for line in lines if line.startswith("  ")]
+    return " ".join(word for line in lines if not line.startswith("  ") for word in line.split()), details
 
 
 def _is_set(variable: str) -> bool:
