@@ -31,8 +31,8 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes private files; the result is an ordinary one.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
         temporary = None
     except OSError as error:
         raise SightlineError(f"cannot write {path}: {error.strerror or error}") from error

@@ -55,7 +55,7 @@ class Video:
     max_pixels: int | None = None
 
 
-Part = Union[Text, Image, Video]
+Part = Text | Image | Video
 
 
 @dataclass
