@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sightline.data.conversation import Video
-from sightline.data.vision import patch_video, smart_resize, tokens, video_grid, video_size_for
+from sightline.data.vision import patch_video, resize_frame, smart_resize, tokens, video_grid, video_size_for
 from sightline.data.vision_spec import VisionSpec
 from sightline.errors import SightlineError
 
@@ -98,6 +98,18 @@ def test_a_frame_of_the_right_size_is_not_resampled() -> None:
     assert grid == (1, 4, 4)
     expected = np.asarray(frame)[:14, :14, 0].astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(patches[0, :196].reshape(14, 14), expected)
+
+
+@smalls
+def test_frames_may_be_resized_beforehand(spec: VisionSpec) -> None:
+    clip = noise(3, 131, 77)
+    size = video_size_for(spec, 3, 131, 77)
+    ready = [resize_frame(spec, frame, *size) for frame in clip]
+    assert ready[0].size == (size[1], size[0])
+    patches, grid = patch_video(spec, ready, size=size)
+    expected, expected_grid = patch_video(spec, clip)
+    assert grid == expected_grid
+    np.testing.assert_array_equal(patches, expected)
 
 
 def qwen2_size(frames: int, height: int, width: int, spec: VisionSpec) -> tuple[int, int]:

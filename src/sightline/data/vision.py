@@ -179,36 +179,43 @@ def video_grid(spec: VisionSpec, frames: int, width: int, height: int, video: Vi
 
 
 def patch_video(
-    spec: VisionSpec, frames: Sequence[PIL.Image.Image], video: Video | None = None
+    spec: VisionSpec,
+    frames: Sequence[PIL.Image.Image],
+    video: Video | None = None,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, Grid]:
     """Patches of a clip's RGB frames, the last repeated to fill the last temporal patch.
+
+    `size` is the (height, width) of `video_size_for`, if the frames went through `resize_frame` already.
 
     Returns:
         (float32 [grid_t * grid_h * grid_w, channels * temporal_patch_size * patch_size**2], grid)
     """
-    height, width = video_size_for(spec, len(frames), *frames[0].size, video)
+    height, width = size or video_size_for(spec, len(frames), *frames[0].size, video)
     padded = [*frames, *[frames[-1]] * (-len(frames) % spec.temporal_patch_size)]
     patches, grid = _empty_patches(spec, len(padded) // spec.temporal_patch_size, height, width)
     values = _clip_values(spec.image_mean, spec.image_std, spec.rescale_factor)
     for index, frame in enumerate(padded):
         step, place = divmod(index, spec.temporal_patch_size)
-        pixels = _resized_frame(frame, height, width, spec.resample)
+        pixels = np.asarray(resize_frame(spec, frame, height, width))
         _cut(pixels, patches[step, ..., place : place + 1, :], values)
     return patches.reshape(math.prod(grid), -1), grid
 
 
-def _resized_frame(frame: PIL.Image.Image, height: int, width: int, resample: int) -> np.ndarray:
-    """uint8 [height, width, 3], as torchvision's resize makes it."""
+def resize_frame(spec: VisionSpec, frame: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
+    """A frame of a clip as RGB of this size, resized as torchvision does it."""
     import torch
+    from PIL import Image as Pillow
 
-    pixels = np.asarray(frame if frame.mode == "RGB" else frame.convert("RGB"))
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    rgb = frame if frame.mode == "RGB" else frame.convert("RGB")
+    if rgb.size == (width, height):
+        return rgb
+    tensor = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(
-        tensor, size=(height, width), mode=_TORCH_FILTERS[resample], align_corners=False, antialias=True
+        tensor, size=(height, width), mode=_TORCH_FILTERS[spec.resample], align_corners=False, antialias=True
     )
-    return resized[0].permute(1, 2, 0).numpy()
+    return Pillow.fromarray(resized[0].permute(1, 2, 0).numpy())
 
 
 _TORCH_FILTERS = {2: "bilinear", 3: "bicubic"}

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sightline.data.conversation import Conversation, Video
-from sightline.data.vision import Grid, image_grid, patch_image, patch_video, tokens, video_grid
+from sightline.data.vision import (
+    Grid,
+    image_grid,
+    patch_image,
+    patch_video,
+    resize_frame,
+    tokens,
+    video_grid,
+    video_size_for,
+)
 from sightline.data.vision_spec import VisionSpec
 from sightline.errors import SightlineError
 from sightline.models.families import Family, family_of
@@ -31,8 +41,8 @@ class Encoded:
     """One sequence, ready for the model; all tensors on the CPU.
 
     Attributes:
-        input_ids, labels, kinds: int64 [T]; labels are -100 where nothing is learnt; kinds are 0 text, 1 image,
-            2 video.
+        input_ids, labels, kinds: int64 [T]; labels are -100 where nothing is learnt; kinds are 0 text,
+            1 image, 2 video.
         position_ids: int64 [3, T], M-RoPE; rope_delta is added to a token's index when generating.
         pixel_values, pixel_values_videos: float32 [patches, values] or None.
         image_grid_thw, video_grid_thw: int64 [media, 3] or None.
@@ -80,8 +90,8 @@ class Processor:
     def encode(self, conversation: Conversation, *, supervise: bool) -> Encoded:
         """Open the media and build a sequence.
 
-        With `supervise` the whole conversation with labels on the assistant's tokens, otherwise the conversation
-        up to its last answer and the opening of the next one.
+        With `supervise` the whole conversation with labels on the assistant's tokens, otherwise the
+        conversation up to its last answer and the opening of the next one.
 
         Raises:
             RowError: the row cannot be used; MediaError: a medium cannot.
@@ -158,10 +168,14 @@ class Processor:
         return patch_image(self.vision, open_image(image.source), image)
 
     def _open_clip(self, video: Video) -> _Clip:
-        from sightline.data.videos import load_video
+        from sightline.data.videos import load_video, plan_video
 
-        frames = load_video(video, **self._sampling)
-        patches, grid = patch_video(self.vision, frames.images, video)
+        plan = plan_video(video, **self._sampling)
+        size = video_size_for(self.vision, len(plan.timestamps), plan.width, plan.height, video)
+        # Resized as they are decoded: the whole clip at full size may take gigabytes.
+        shrink = partial(resize_frame, self.vision, height=size[0], width=size[1])
+        frames = load_video(video, **self._sampling, transform=shrink)
+        patches, grid = patch_video(self.vision, frames.images, size=size)
         return self._clip(grid, frames.timestamps, frames.sampled_fps, patches)
 
     def _plan_clip(self, video: Video) -> _Clip:
