@@ -60,7 +60,8 @@ def test_rows_and_summary(llm: LLM, data: Path, tmp_path: Path) -> None:
     assert rows == read(tmp_path / "out.jsonl")
     assert [row["index"] for row in rows] == list(range(6))
     assert ["error" in row for row in rows] == [False, False, True, False, True, False]
-    assert "missing.png" in rows[2]["error"] and "data.jsonl:3" in rows[2]["error"]
+    assert "missing.png" in rows[2]["error"]
+    assert "data.jsonl:3" in rows[2]["error"]
     assert "data.jsonl:5" in rows[4]["error"]
     first = rows[0]
     assert first["messages"][-1] == {"role": "assistant", "content": first["answer"]}

@@ -44,10 +44,7 @@ def test_the_example_of_vllm_users(tiny_folder: Path) -> None:
     assert outputs[0].finished
     assert outputs[0].vision_tokens == 4
     assert outputs[0].metrics.time_to_first_token > outputs[0].metrics.preprocess > 0
-    assert (
-        outputs == outputs
-        and llm.chat(messages, sampling_params)[0].prompt_token_ids == outputs[0].prompt_token_ids
-    )
+    assert llm.chat(messages, sampling_params)[0].prompt_token_ids == outputs[0].prompt_token_ids
 
 
 def test_a_seed_gives_the_same_answer_whatever_runs_beside_it(llm: LLM) -> None:
@@ -78,7 +75,6 @@ def test_streams_say_what_generate_says(llm: LLM, n: int) -> None:
     texts, reasons = [""] * n, [None] * n
     for delta in llm.stream(llm.prepare("what shape", params)):
         assert reasons[delta.index] is None
-        assert "\ufffd" not in delta.text
         texts[delta.index] += delta.text
         reasons[delta.index] = delta.finish_reason
     assert texts == [answer.text for answer in whole]
@@ -190,7 +186,9 @@ def test_pixel_limits_of_a_prompt(llm: LLM) -> None:
         ({"prompt": "a", "multi_modal_data": {"audio": 1}}, "audio"),
         ({"prompt": "a", "multi_modal_data": {"image": np.zeros((4, 4))}}, "shape (4, 4)"),
         ({"multi_modal_data": {}}, "needs"),
-        (7, "int"),
+        (7.5, "float"),
+        ([5, 10**6], "1000000"),
+        ([-1], "-1"),
     ],
 )
 def test_wrong_prompts(llm: LLM, prompt: Any, words: str) -> None:
@@ -212,12 +210,12 @@ def test_arrays_become_pictures() -> None:
     red = np.zeros((6, 8, 3), np.uint8)
     red[..., 0] = 255
     for array in (red, np.moveaxis(red, -1, 0), red.astype(np.float32)):
-        image = read_prompt({"prompt": "", "multi_modal_data": {"image": array}}).media.images[0].source
+        image = read_prompt({"prompt": "?", "multi_modal_data": {"image": array}}).media.images[0].source
         assert (image.size, image.getpixel((3, 3))) == ((8, 6), (255, 0, 0))
     frames = np.stack([red] * 4)
-    clip = read_prompt({"prompt": "", "multi_modal_data": {"video": (frames, {"fps": 3.0})}}).media.videos[0]
+    clip = read_prompt({"prompt": "?", "multi_modal_data": {"video": (frames, {"fps": 3.0})}}).media.videos[0]
     assert (len(clip.source), clip.fps) == (4, 3.0)
-    several = read_prompt({"prompt": "", "multi_modal_data": {"video": [frames, frames[:2]]}}).media.videos
+    several = read_prompt({"prompt": "?", "multi_modal_data": {"video": [frames, frames[:2]]}}).media.videos
     assert [len(video.source) for video in several] == [4, 2]
 
 

@@ -1,7 +1,7 @@
 """Static batching: some requests start together, and the batch shrinks as they end.
 
-Prompts are padded on the left so that every row's next token stands in the last column; padding is masked out,
-and each token keeps the M-RoPE position that it would have alone. In float32 a row's answer is the one that
+Prompts are padded on the left so that every row's next token stands in the last column; padding is masked
+out, and each token keeps the M-RoPE position that it has alone. In float32 a row's answer is the one that
 `transformers.generate` gives it by itself. Continuous batching will take the place of this module.
 """
 
@@ -16,7 +16,7 @@ from sightline.engine.request import Request
 
 
 def run(module: Any, requests: Sequence[Request], *, device: torch.device) -> Iterator[None]:
-    """Answer `requests` together, one step of all of them per iteration; each request collects its own tokens.
+    """Answer `requests` together, one step of all of them an iteration; each collects its own tokens.
 
     Args:
         module: a transformers Qwen-VL model with language-model head, in evaluation mode.
@@ -63,7 +63,7 @@ def _next_positions(running: list[Request], device: torch.device) -> torch.Tenso
 
 
 def _prefill_inputs(requests: list[Request], device: torch.device) -> dict[str, torch.Tensor]:
-    """What the model's forward takes: ids and mask [rows, T], positions [3, rows, T], all media in row order."""
+    """What the model's forward takes: ids and mask [rows, T], positions [3, rows, T], media in row order."""
     length = max(request.prompt_length for request in requests)
     # Padding is masked out, so any id serves.
     ids = torch.zeros(len(requests), length, dtype=torch.long)

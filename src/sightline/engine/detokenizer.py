@@ -11,8 +11,8 @@ _HALF = "\ufffd"  # what a decoder gives for bytes that are not (yet) a characte
 class Detokenizer:
     """The text of one growing answer.
 
-    `text` is all that is decided. `take()` gives what may be shown of it: a tail that could still become a stop
-    text is kept back until it cannot.
+    `text` is all that is decided. `take()` gives what may be shown of it: a tail that could still become a
+    stop text is kept back until it cannot.
     """
 
     def __init__(
@@ -22,7 +22,7 @@ class Detokenizer:
         self._skip = skip_special_tokens
         self._stops = tuple(stops)
         self._ids: list[int] = []
-        # Tokens before `_start` are done; those up to `_shown` are in `text` and give the decoder its context.
+        # Tokens before `_start` are done; those up to `_shown` are in `text` and are the decoder's context.
         self._start = self._shown = 0
         self._taken = 0
         self.text = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ def infer(
     token counts and timings; a question that cannot be answered becomes a row with `error`.
 
     Args:
-        output: a jsonl file; each row is flushed to it. What an interrupted run of the same questions, model and
-            settings left there is kept and continued.
+        output: a jsonl file; each row is flushed to it. What an interrupted run of the same questions, model
+            and settings left there is kept and continued.
         max_input_length: most tokens of a prompt; a longer one is an error row.
         on_row: called with each row, those of an earlier run first.
 
@@ -75,15 +75,21 @@ def infer(
         _answer_all(llm, questions, params, rows.append, 0, limit, on_row)
         return rows, summarise(rows, 0, time.perf_counter() - start)
     settings = _settings(llm, params, limit)
-    file = ResultsFile(output, [key_of(request_of(question), settings) for question in questions])
+    keys = [key_of(request_of(question), {"index": i, **settings}) for i, question in enumerate(questions)]
+    file = ResultsFile(output, keys)
     done = len(file.rows)
-    for row in file.rows if on_row is not None else ():
-        on_row(row)
     if done:
+        _each(file.rows, on_row)
         note(f"{output} already holds {done} of {len(questions)} answers; going on behind them")
     with file:
         _answer_all(llm, questions, params, file.append, done, limit, on_row)
     return file.rows, summarise(file.rows, done, time.perf_counter() - start)
+
+
+def _each(rows: Sequence[Row], on_row: Callable[[Row], None] | None) -> None:
+    for row in rows:
+        if on_row is not None:
+            on_row(row)
 
 
 def report_pixel_limit(llm: LLM) -> None:
@@ -101,7 +107,7 @@ def _settings(llm: LLM, params: SamplingParams, limit: int | None) -> dict[str, 
     return {
         "weights": weights_mark(model.folder, llm.adapter),
         "dtype": str(model.dtype),
-        "vision": asdict(model.processor.vision),
+        "vision": asdict(replace(model.processor.vision, max_pixels_source="")),
         "params": asdict(params),
         "lengths": [limit, llm.max_model_len],
         "seed": llm.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sightline.data.conversation import Conversation, Image, Message, Part, Text, Video
@@ -35,6 +35,8 @@ def read_prompt(prompt: Any) -> Prompt:
         return prompt
     if isinstance(prompt, Conversation):
         return Prompt(prompt)
+    if prompt == "":
+        raise UsageError("the prompt is empty")
     if isinstance(prompt, str):
         return Prompt(Conversation([]), text=prompt)
     if _is_ids(prompt):
@@ -46,9 +48,9 @@ def read_prompt(prompt: Any) -> Prompt:
     parts = _media(prompt.get("multi_modal_data") or {}, prompt.get("mm_processor_kwargs") or {})
     media = Conversation([Message("user", parts)])
     if isinstance(prompt.get("prompt"), str):
-        return Prompt(media, text=prompt["prompt"])
+        return replace(read_prompt(prompt["prompt"]), media=media)
     if _is_ids(prompt.get("prompt_token_ids")):
-        return Prompt(media, ids=tuple(int(token) for token in prompt["prompt_token_ids"]))
+        return replace(read_prompt(prompt["prompt_token_ids"]), media=media)
     raise UsageError('a prompt given as a dict needs "prompt" (text) or "prompt_token_ids" (a list of ids)')
 
 
@@ -118,7 +120,7 @@ def _media(data: Mapping[str, Any], options: Mapping[str, Any]) -> list[Part]:
 
 
 def _clips(videos: Any) -> list[Any]:
-    """One video is a path, an array of frames, (frames, metadata) or a list of pictures; several make a list."""
+    """One video is a path, an array of frames, (frames, metadata) or a list of pictures; several: a list."""
     if videos is None:
         return []
     if not isinstance(videos, list):

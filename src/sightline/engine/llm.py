@@ -1,6 +1,7 @@
 """The engine as a Python library: `LLM`, with the calls that vLLM's users know.
 
-One thread computes at a time: every entry takes the lock. How requests are batched is `sightline.engine.batch`.
+One thread computes at a time: every entry takes the lock. How requests are batched is
+`sightline.engine.batch`.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ class LLM:
         return SamplingParams(**chosen)
 
     def prepare(self, prompt: Any, params: SamplingParams, *, number: int | None = None) -> Job:
-        """Open a prompt's media and build its sequence, without computing. Threads may call this beside others.
+        """Open a prompt's media and build its sequence, without computing; any thread may.
 
         `number` stands for the request where it brings no seed; None counts the requests of this engine.
 
@@ -224,15 +225,9 @@ class LLM:
         leaving the loop, ends the computation at the next step.
         """
         try:
-            while not self._compute.acquire(timeout=0.05):
-                if all(request.aborted for request in job.requests):
-                    break
-            else:
-                try:
-                    for start in range(0, len(job.requests), self.max_num_seqs):
-                        yield from self._deltas(job.requests[start : start + self.max_num_seqs])
-                finally:
-                    self._compute.release()
+            with self._compute:
+                for start in range(0, len(job.requests), self.max_num_seqs):
+                    yield from self._deltas(job.requests[start : start + self.max_num_seqs])
         finally:
             for request in job.requests:
                 if not request.finished:
@@ -254,6 +249,8 @@ class LLM:
         return outputs
 
     def _deltas(self, requests: list[Request]) -> Iterator[Delta]:
+        if all(request.aborted for request in requests):
+            return
         told: set[int] = set()
         for _ in self._steps(requests):
             for request in requests:
@@ -269,6 +266,7 @@ class LLM:
     def _encode(self, prompt: Prompt) -> Any:
         processor = self.model.processor
         if prompt.ids is not None:
+            self._check_ids(prompt.ids)
             return processor.encode_prompt(prompt.ids, prompt.media)
         if prompt.text is not None:
             return processor.encode_prompt(prompt.text, prompt.media)
@@ -280,13 +278,17 @@ class LLM:
             if limit is not None and found > limit:
                 raise UsageError(f"the prompt has {found} {kind}s, but limit_mm_per_prompt allows {limit}")
 
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        most = self.model.processor.config.get_text_config().vocab_size
+        wrong = next((token for token in ids if not 0 <= token < most), None)
+        if wrong is not None:
+            raise UsageError(f"the prompt holds the token id {wrong}, but the model knows 0 to {most - 1}")
+
     def _check_length(self, length: int, vision: int) -> None:
-        if length == 0:
-            raise UsageError("the prompt is empty")
         if length >= self.max_model_len:
             raise UsageError(
-                f"the prompt has {length} tokens ({vision} of them from images and videos), which leaves no room "
-                f"for an answer within max_model_len {self.max_model_len}; shorten it or lower max_pixels"
+                f"the prompt has {length} tokens ({vision} of them from images and videos), which leaves "
+                f"no room for an answer in max_model_len {self.max_model_len}; shorten it or lower max_pixels"
             )
 
     def _model_length(self, wanted: int | None) -> int:

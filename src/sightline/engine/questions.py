@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from sightline.data.conversation import Conversation, Image, Message, Origin, Part, RowError, Text, Video
 from sightline.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -13,7 +13,7 @@ from sightline.data.rows import parse_row, read_rows, to_row
 from sightline.errors import UsageError
 
 # A faulty row stays in its place among the questions, so that the results count and name it.
-Question = Union[Conversation, RowError]
+Question = Conversation | RowError
 
 
 def from_prompt(prompt: str, images: Sequence[str] = (), videos: Sequence[str] = ()) -> list[Question]:
@@ -58,7 +58,7 @@ def from_folder(folder: str | Path, prompt: str) -> list[Question]:
 
 
 def request_of(question: Question) -> dict[str, Any]:
-    """What a question asks, as a row of plain values: the reference answer and other columns are no part of it."""
+    """What a question asks, as plain values: the reference answer and other columns are no part of it."""
     if isinstance(question, RowError):
         return {"error": str(question)}
     asked = question.without_answer()

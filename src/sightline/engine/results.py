@@ -1,7 +1,7 @@
 """A results file: one JSON row per question, in order, each on disk before the next is computed.
 
-A row carries a key made of its question and of everything that decides the answer, so that an interrupted file
-is continued only by the run that began it.
+A row carries a key made of its question and of everything that decides the answer, so that an interrupted
+file is continued only by the run that began it.
 """
 
 from __future__ import annotations

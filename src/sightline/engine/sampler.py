@@ -1,4 +1,4 @@
-"""From a row of logits to a token. Each request brings its own random generator, so neighbours do not matter."""
+"""From a row of logits to a token. Each request brings its own generator, so neighbours do not matter."""
 
 from __future__ import annotations
 

@@ -1,0 +1,151 @@
+"""The HTTP application: routes, limits and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+import sightline
+from sightline.data.conversation import Conversation
+from sightline.data.images import image_size
+from sightline.data.videos import video_header
+from sightline.engine.llm import LLM, Job
+from sightline.engine.sampling import SamplingParams
+from sightline.errors import SightlineError
+from sightline.server.chat import BUDGET, ChatRequest, Reply, conversation_of, read_request, sampling_of
+from sightline.server.errors import RequestError, error_body
+from sightline.server.sse import HEADERS, chat_events
+from sightline.server.worker import Worker
+
+MAX_BODY = 64 * 2**20  # bytes
+log = logging.getLogger("sightline.server")
+
+
+def create_app(llm: LLM, names: Sequence[str], *, max_body: int = MAX_BODY) -> FastAPI:
+    """The application around a loaded engine.
+
+    Args:
+        names: what clients may call the model; the first is what answers call it.
+        max_body: most bytes of a request.
+    """
+    worker = Worker(llm)
+    defaults = llm.get_default_sampling_params()
+    started = int(time.time())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        worker.close()
+
+    app = FastAPI(title="Sightline", version=sightline.__version__, lifespan=lifespan, docs_url=None)
+    _handle_errors(app)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return Response(status_code=200)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(name, started, llm) for name in names]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        _check_name(name, names)
+        return _model(name, started, llm)
+
+    @app.post("/v1/chat/completions", openapi_extra=_body_schema())
+    async def chat_completions(http: Request) -> Response:
+        request = read_request(await _body(http, max_body))
+        name = names[0] if request.model is None else _check_name(request.model, names)
+        params = sampling_of(request, defaults)
+        conversation = conversation_of(request)
+        job = await worker.open(lambda: _prepare(llm, conversation, params))
+        reply = Reply.new(name)
+        if request.stream:
+            usage = request.stream_options is not None and request.stream_options.include_usage
+            events = chat_events(reply, job, worker.answer(job), include_usage=usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
+        await _finish(worker, job, http)
+        return JSONResponse(reply.completion(job.output()))
+
+    return app
+
+
+def _prepare(llm: LLM, conversation: Conversation, params: SamplingParams) -> Job:
+    """Open the media of a request, by their headers first: what is too large is never decoded."""
+    try:
+        for image in conversation.images:
+            image_size(image.source, BUDGET)
+        for video in conversation.videos:
+            video_header(video.source, BUDGET)
+        return llm.prepare(conversation, params)
+    except SightlineError as error:
+        raise RequestError(str(error), param="messages") from error
+
+
+async def _finish(worker: Worker, job: Job, http: Request) -> None:
+    """Wait for a whole answer; a client that leaves before ends it."""
+
+    async def watch() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+        job.abort()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        async for _ in worker.answer(job):
+            pass
+    finally:
+        watcher.cancel()
+
+
+async def _body(http: Request, most: int) -> bytes:
+    """The request's body, read only as far as it is allowed to be long."""
+    body = bytearray()
+    async for piece in http.stream():
+        body += piece
+        if len(body) > most:
+            raise RequestError(f"the body is longer than {most:,} bytes; send smaller media", status=413)
+    return bytes(body)
+
+
+def _check_name(name: str, names: Sequence[str]) -> str:
+    if name not in names:
+        message = f"the model {name!r} does not exist; this server has {', '.join(names)}"
+        raise RequestError(message, status=404, param="model", code="model_not_found")
+    return name
+
+
+def _model(name: str, created: int, llm: LLM) -> dict[str, Any]:
+    known = {"id": name, "object": "model", "created": created, "owned_by": "sightline"}
+    return {**known, "max_model_len": llm.max_model_len}
+
+
+def _body_schema() -> dict[str, Any]:
+    schema = {"schema": ChatRequest.model_json_schema()}
+    return {"requestBody": {"required": True, "content": {"application/json": schema}}}
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> Response:
+        return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def not_found(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
+        body = error_body(message, status=error.status_code)
+        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return JSONResponse(error_body("the server failed", status=500), status_code=500)

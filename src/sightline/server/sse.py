@@ -1,0 +1,42 @@
+"""Server-sent events, as OpenAI streams them: one JSON object a `data:` line, and `[DONE]` at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from sightline.engine.llm import Delta, Job
+from sightline.server.chat import Reply
+from sightline.server.errors import error_body
+
+DONE = "data: [DONE]\n\n"
+# Proxies must pass events on as they come.
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+async def chat_events(
+    reply: Reply, job: Job, deltas: AsyncIterator[Delta], *, include_usage: bool
+) -> AsyncIterator[str]:
+    """A role chunk for each answer, text as it comes, why each ended, and the usage where it is asked for."""
+    try:
+        for request in job.requests:
+            yield event(reply.chunk(request.index, {"role": "assistant", "content": ""}))
+        async for delta in deltas:
+            if delta.text:
+                yield event(reply.chunk(delta.index, {"content": delta.text}))
+            if delta.finish_reason is not None:
+                yield event(reply.chunk(delta.index, {}, delta.finish_reason))
+        if include_usage:
+            yield event(reply.usage_chunk(job.output()))
+    except Exception:
+        # The status line is gone, so the error travels as an event; the cause is in the server's log.
+        yield event(error_body("the server failed while answering", status=500))
+        raise
+    finally:
+        job.abort()
+    yield DONE

@@ -1,0 +1,83 @@
+"""The serve command as a process: ready line, signals, exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sightline.cli.app", "serve", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+
+
+@pytest.fixture
+def server(tiny_folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process = start("--model", str(tiny_folder), "--port", "0", "--dtype", "fp32", "--device", "cpu")
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.search(r"ready: model at (http://127\.0\.0\.1:\d+/v1)", line)
+    assert found, line + (process.stderr.read() if process.stderr else "")
+    yield process, found[1]
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ready_answer_and_a_clean_end(server: tuple[subprocess.Popen[str], str], number: int) -> None:
+    process, url = server
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 3}
+    assert httpx.post(f"{url}/chat/completions", json=body, timeout=60).status_code == 200
+    if number == signal.SIGTERM:
+        # A stream that is running does not hold the server up.
+        long = {**body, "max_tokens": 2000, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{url}/chat/completions", json=long, timeout=60) as response:
+            next(response.iter_text())
+            process.send_signal(number)
+            assert process.wait(30) == 0
+    else:
+        process.send_signal(number)
+        assert process.wait(30) == 0
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+
+
+def fails(*arguments: str) -> tuple[int, str]:
+    process = start(*arguments)
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert len(errors.strip().splitlines()) == 1
+    return process.returncode, errors
+
+
+def test_a_taken_port(tiny_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, errors = fails("--model", str(tiny_folder), "--port", str(port))
+    assert code == 1
+    assert f"port {port} on 127.0.0.1 is in use" in errors
+    assert "--port" in errors
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    code, errors = fails("--model", str(tmp_path), "--port", "0")
+    assert (code, "config.json" in errors) == (1, True)
+    code, errors = fails("--model", str(tmp_path), "--port", "70000")
+    assert (code, "--port" in errors) == (2, True)
+    code, errors = fails("--model", str(tmp_path), "--host", "not a host", "--port", "0")
+    assert (code, "--host" in errors) == (2, True)

@@ -1,0 +1,280 @@
+"""The service as its users see it: a real server on loopback, through the official SDK."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image as Pillow
+
+from sightline import LLM, SamplingParams
+from sightline.server.run import Address, serve_in_background
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_folder: Path) -> LLM:
+    return LLM(tiny_folder, dtype="fp32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def address(llm: LLM) -> Iterator[Address]:
+    with serve_in_background(llm, served_model_name="tiny") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address: Address) -> openai.OpenAI:
+    return openai.OpenAI(base_url=address.url, api_key="none", max_retries=0)
+
+
+def data_url(size: tuple[int, int] = (64, 64), colour: str = "red") -> str:
+    buffer = io.BytesIO()
+    Pillow.new("RGB", size, colour).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def about(*urls: str, text: str = "what shape is it?") -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+def test_an_answer_is_the_engines(client: openai.OpenAI, llm: LLM) -> None:
+    messages = about(data_url(), data_url((30, 70), "blue"))
+    expected = llm.chat(messages, SamplingParams(temperature=0, max_tokens=9))[0]
+    answer = client.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=9)
+    assert answer.choices[0].message.content == expected.outputs[0].text
+    assert (answer.choices[0].finish_reason, answer.model, answer.object) == (
+        "length",
+        "tiny",
+        "chat.completion",
+    )
+    assert answer.usage.prompt_tokens == len(expected.prompt_token_ids)
+    assert answer.usage.completion_tokens == 9
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 9
+    assert answer.usage.prompt_tokens_details.vision_tokens == expected.vision_tokens > 4
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_stream_says_what_the_answer_says(client: openai.OpenAI, n: int) -> None:
+    settings: dict[str, Any] = {
+        "model": "tiny",
+        "messages": about(data_url()),
+        "temperature": 1.3,
+        "seed": 5,
+        "n": n,
+        "max_completion_tokens": 12,
+        "stop": ["e"],
+    }
+    whole = client.chat.completions.create(**settings)
+    chunks = list(
+        client.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True})
+    )
+    texts, reasons, roles = [""] * n, [None] * n, [None] * n
+    for chunk in chunks[:-1]:
+        choice = chunk.choices[0]
+        assert reasons[choice.index] is None
+        if choice.delta.role:
+            assert texts[choice.index] == ""
+            roles[choice.index] = choice.delta.role
+        texts[choice.index] += choice.delta.content or ""
+        reasons[choice.index] = choice.finish_reason
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert reasons == [choice.finish_reason for choice in whole.choices]
+    assert roles == ["assistant"] * n
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_the_bytes_of_a_stream(address: Address) -> None:
+    body = {"messages": about(), "stream": True, "max_tokens": 3, "unknown": 1}
+    with httpx.stream("POST", f"{address.url}/chat/completions", json=body, timeout=60) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = "".join(response.iter_text()).split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    objects = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    assert objects[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert [one["choices"][0]["finish_reason"] for one in objects] == [None] * (len(objects) - 1) + ["length"]
+    assert not any("usage" in one for one in objects)
+
+
+def test_forms_of_content(client: openai.OpenAI) -> None:
+    url = data_url()
+    plain = [{"role": "user", "content": [{"type": "image_url", "image_url": url}]}]
+    object_ = [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url, "detail": "high"}}]}
+    ]
+    answers = [
+        client.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=5)
+        for messages in (plain, object_)
+    ]
+    assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+    messages: list[Any] = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "a"}]
+    extra = {"top_k": 1, "repetition_penalty": 1.1, "min_p": 0.1, "ignore_eos": True, "min_tokens": 2}
+    answer = client.chat.completions.create(model="tiny", messages=messages, max_tokens=4, extra_body=extra)
+    assert answer.usage.completion_tokens == 4
+
+
+def test_models_and_health(client: openai.OpenAI, address: Address) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    assert httpx.get(f"{address.root}/health").status_code == 200
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"temperature": "hot"}, 400, "temperature"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"top_k": 1.5}, 400, "top_k"),
+        ({"n": 0}, 400, "n"),
+        ({"n": True}, 400, "n"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_completion_tokens": -1}, 400, "max_completion_tokens"),
+        ({"min_tokens": 5, "max_tokens": 2}, 400, "min_tokens"),
+        ({"stop": 3}, 400, "stop"),
+        ({"stop": ["a", ""]}, 400, "stop"),
+        ({"stop_token_ids": ["a"]}, 400, "stop_token_ids[0]"),
+        ({"stream": "yes"}, 400, "stream"),
+        ({"stream_options": {"include_usage": 1}}, 400, "stream_options.include_usage"),
+        ({"seed": "x"}, 400, "seed"),
+        ({"seed": 2**70}, 400, "seed"),
+        ({"model": "gpt"}, 404, "model"),
+        ({"model": 3}, 400, "model"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": "hello"}, 400, "messages"),
+        ({"messages": ["hello"]}, 400, "messages[0]"),
+        ({"messages": [{"role": "king", "content": "a"}]}, 400, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, 400, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, 400, "messages[0].content[0]"),
+        ({"messages": about("data:image/png;base64,AAAA")}, 400, "messages"),
+        ({"messages": about("data:image/png;base64,!!")}, 400, "messages"),
+        ({"messages": about(*[data_url()] * 17)}, 400, "messages"),
+        ({"messages": about(data_url((1, 900)))}, 400, "messages"),
+        ({"messages": about(text="a " * 3000)}, 400, "messages"),
+        ({"messages": about(text="<|image_pad|>")}, 400, "messages"),
+        ({"tools": [{"type": "function"}]}, 400, "tools"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"logprobs": True}, 400, "logprobs"),
+    ],
+)
+def test_wrong_requests_are_named(address: Address, change: dict[str, Any], status: int, param: str) -> None:
+    body = {"model": "tiny", "messages": about(), "max_tokens": 2, **change}
+    response = httpx.post(f"{address.url}/chat/completions", json=body, timeout=60)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert (error["param"], error["type"]) == (param, "invalid_request_error")
+    assert error["message"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/etc/hostname",
+        "file:///etc/hostname",
+        "FILE:///etc/hostname",
+        "http://127.0.0.1:1/a.png",
+        "https://example.com/a.png",
+        "ftp://example.com/a.png",
+        " data:image/png;base64,AAAA",
+        "tests/tiny.py",
+        "",
+    ],
+)
+@pytest.mark.parametrize("kind", ["image_url", "video_url", "image", "video"])
+def test_nothing_of_the_server_is_opened(address: Address, url: str, kind: str) -> None:
+    for value in (url, {"url": url}, [url]):
+        messages = [{"role": "user", "content": [{"type": kind, kind: value}]}]
+        response = httpx.post(f"{address.url}/chat/completions", json={"messages": messages})
+        assert response.status_code == 400
+        assert "root" not in response.text
+        param = response.json()["error"]["param"]
+        assert param in ("messages[0].content[0]", f"messages[0].content[0].{kind}")
+
+
+def test_bodies_that_are_not_json(address: Address) -> None:
+    for body in (b"", b"{", b"[]", b'"x"', b"\xff", b'{"messages": ' + b"[" * 5000):
+        response = httpx.post(f"{address.url}/chat/completions", content=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["message"]
+
+
+def test_unknown_paths_and_methods(address: Address) -> None:
+    for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/chat/completions", 405)):
+        response = httpx.request(method, address.root + path)
+        assert response.status_code == status
+        assert path in response.json()["error"]["message"]
+
+
+def test_long_bodies_are_refused(llm: LLM) -> None:
+    import uvicorn
+
+    from sightline.server import run
+    from sightline.server.app import create_app
+
+    listener = run.bind("127.0.0.1", 0)
+    ready = threading.Event()
+    config = uvicorn.Config(create_app(llm, ["tiny"], max_body=1000), log_level="warning")
+    server = run._Server(config, ready.set)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    assert ready.wait(30)
+    try:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
+        assert httpx.post(url, json={"messages": about(text="a"), "max_tokens": 1}).status_code == 200
+        assert httpx.post(url, json={"messages": about(text="a" * 1000)}).status_code == 413
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_client_that_leaves_frees_the_engine(address: Address, llm: LLM, client: openai.OpenAI) -> None:
+    long = {"messages": about(), "max_tokens": 1900, "ignore_eos": True, "temperature": 0}
+    for stream in (True, False):
+        body = json.dumps({**long, "stream": stream}).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        )
+        with socket.create_connection((address.host, address.port)) as raw:
+            raw.sendall(head + body)
+            until = time.monotonic() + 60
+            while not llm._compute.locked():
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        client.chat.completions.create(model="tiny", messages=about(), max_tokens=2)
+
+
+def test_many_clients_each_get_their_own_answer(client: openai.OpenAI, llm: LLM) -> None:
+    texts = [f"what is {i}?" for i in range(12)]
+    expected = {
+        text: llm.chat(about(text=text), SamplingParams(temperature=0, max_tokens=6))[0].outputs[0].text
+        for text in texts
+    }
+    found: dict[str, str | None] = {}
+
+    def ask(text: str) -> None:
+        answer = client.chat.completions.create(
+            model="tiny", messages=about(text=text), temperature=0, max_tokens=6
+        )
+        found[text] = answer.choices[0].message.content
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
