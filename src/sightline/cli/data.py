@@ -73,7 +73,7 @@ def convert(
         if report.missing:
             print(
                 f"{report.missing:,} written rows name media that are not there "
-                f"(first: {report.first_missing}); `sightline data check` lists them, --media-root may find them"
+                f"(first: {report.first_missing}); `data check` lists them, --media-root may find them"
             )
     if report.bad:
         raise typer.Exit(1)

@@ -28,7 +28,7 @@ KINDS = {
     "path-in-text": "media path inside the text",
     "missing": "missing medium",
     "unreadable": "unreadable medium",
-    "truncated": "truncated medium",
+    "truncated": "truncated or damaged medium",
     "unsupported": "unsupported format",
     "too-large": "medium over the limits",
     "aspect-ratio": "aspect ratio the model refuses",

@@ -1,7 +1,7 @@
 """Pictures: size from the header, pixels as RGB upright on white.
 
-Nothing global of Pillow is set or relied on (a program that sets LOAD_TRUNCATED_IMAGES only turns one of two
-truncation checks off), and every call opens its own handle, so all of this may run in many threads.
+Nothing global of Pillow is set or relied on (where a program has set LOAD_TRUNCATED_IMAGES, the file's own
+structure is looked at), and every call opens its own handle, so all of this may run in many threads.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from PIL import ExifTags, UnidentifiedImageError
+from PIL import ExifTags, ImageFile, UnidentifiedImageError
 from PIL import Image as Pillow
 
 from sightline.data.media import (
@@ -36,6 +36,8 @@ _VIDEO_NAMES = {"mp4", "avi", "mkv", "wmv"}
 
 # Budget.max_pixels is our own check, with an error instead of a warning on stderr.
 warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)
+# Broken Exif blocks, which say nothing about the pixels.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 def image_size(source: Source, budget: Budget = DEFAULT) -> tuple[int, int]:
@@ -57,7 +59,10 @@ def open_image(source: Source, budget: Budget = DEFAULT) -> Pillow.Image:
     Raises:
         MediaError: as `image_size`, or truncated or damaged pixels.
     """
-    with _header(source, budget) as (picture, orientation), _readable(source, "truncated"):
+    with _header(source, budget) as (picture, orientation), _readable(source):
+        # Another library may have told Pillow to fill truncated pictures up with grey.
+        if ImageFile.LOAD_TRUNCATED_IMAGES and not _ends_well(source, budget):
+            raise MediaError(f"{describe(source)} is truncated or damaged; replace the file", "truncated")
         picture.load()
         return _turned(_on_white(picture), orientation)
 
@@ -102,14 +107,14 @@ def _header(source: Source, budget: Budget) -> Iterator[tuple[Pillow.Image, int]
     """Open without decoding; give the picture and its Exif orientation (1 to 8)."""
     if isinstance(source, Pillow.Image):
         _check_pixels(source, source.size, budget)
-        with _readable(source, "unreadable"):
+        with _readable(source):
             orientation = _orientation(source)
         yield source, orientation
         return
     with opened(source, budget) as file:
         head = file.read(64)
         file.seek(0)
-        with _readable(source, "unreadable", head):
+        with _readable(source, head):
             picture = Pillow.open(file, formats=_FORMATS)
             _check_pixels(source, picture.size, budget)
             if picture.format == "PNG":
@@ -119,7 +124,7 @@ def _header(source: Source, budget: Budget) -> Iterator[tuple[Pillow.Image, int]
 
 
 @contextmanager
-def _readable(source: Source, kind: str, head: bytes = b"") -> Iterator[None]:
+def _readable(source: Source, head: bytes = b"") -> Iterator[None]:
     """Turn whatever a parser throws at damaged bytes into one MediaError."""
     try:
         yield
@@ -137,7 +142,9 @@ def _readable(source: Source, kind: str, head: bytes = b"") -> Iterator[None]:
         ) from error
     # Pillow's readers raise OSError, ValueError, SyntaxError, struct.error, IndexError and more on bad bytes.
     except Exception as error:
-        raise MediaError(f"{describe(source)} is truncated or damaged; replace the file", kind) from error
+        raise MediaError(
+            f"{describe(source)} is truncated or damaged; replace the file", "truncated"
+        ) from error
 
 
 def _not_identified(source: Source, found: str | None) -> MediaError:

@@ -173,9 +173,23 @@ def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     with replacing(path) as file:
         for row in rows:
-            file.write(json.dumps(_relative_row(row, folder), ensure_ascii=False) + "\n")
+            file.write(_line(_relative_row(row, folder)))
             count += 1
     return count
+
+
+def _line(row: dict[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    # Half of a surrogate pair is valid JSON as an escape, but not UTF-8.
+    return (text if _is_utf8(text) else json.dumps(row)) + "\n"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _relative_row(row: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -10,6 +10,9 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+# More pieces than any honest file has; a hostile one could otherwise keep us stepping for hours.
+_MOST = 100_000
+
 
 def is_complete(file: BinaryIO, format: str, size: int) -> bool:
     """Whether the `size` bytes of `file`, a `format` as `media.sniff` names it, reach its announced end."""
@@ -26,7 +29,9 @@ def is_complete(file: BinaryIO, format: str, size: int) -> bool:
 def png_chunks(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
     """(name, offset of the data, length) of every chunk of a PNG that the file has room for."""
     at = 8
-    while at + 12 <= size:
+    for _ in range(_MOST):
+        if at + 12 > size:
+            return
         file.seek(at)
         length, name = struct.unpack(">I4s", file.read(8))
         if at + 12 + length > size:
@@ -88,7 +93,9 @@ def _bmp(file: BinaryIO, size: int) -> bool:
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """(name, start of the content, end) of the ISO boxes between two offsets; the last may reach beyond."""
     at = start
-    while at + 8 <= end:
+    for _ in range(_MOST):
+        if at + 8 > end:
+            return
         file.seek(at)
         length, name = struct.unpack(">I4s", file.read(8))
         header = 8
@@ -114,6 +121,13 @@ def _mp4(file: BinaryIO, size: int) -> bool:
 
 def mp4_rotation(file: BinaryIO, size: int) -> int:
     """Degrees clockwise (0, 90, 180, 270) by which players turn the first video track of an mp4 or mov."""
+    try:
+        return _first_rotation(file, size)
+    except struct.error:  # a damaged box; the pixels are as they are
+        return 0
+
+
+def _first_rotation(file: BinaryIO, size: int) -> int:
     for name, start, end in _boxes(file, 0, size):
         if name != b"moov":
             continue
@@ -151,7 +165,9 @@ def _angle(matrix: tuple[int, ...]) -> int:
 
 def _matroska(file: BinaryIO, size: int) -> bool:
     at = 0
-    while at < size:
+    for _ in range(_MOST):
+        if at >= size:
+            break
         file.seek(at)
         head = file.read(12)
         id_length = 9 - head[0].bit_length()

@@ -1,4 +1,4 @@
-"""`process_vision_info` as users of qwen-vl-utils know it: the media of OpenAI-like messages, opened and resized.
+"""`process_vision_info` as users of qwen-vl-utils know it: the media of messages, opened and resized.
 
 Written from its documented behaviour (0.0.14). Differences: no torchvision, http(s) addresses are refused,
 pictures are turned upright by Exif, and the pixel limits of this machine's `MAX_PIXELS` count.
@@ -42,17 +42,18 @@ def process_vision_info(
 
     Args:
         messages: `[{"role", "content": [parts]}]`. A part is `{"type": "image", "image": SOURCE}`,
-            `{"type": "image_url", "image_url": SOURCE or {"url": SOURCE}}` or `{"type": "video", "video": SOURCE
-            or list of frames}`; SOURCE is a path, a file:// or data: URL, or (images) an open PIL picture. Beside
-            it may stand `min_pixels`, `max_pixels`, `resized_height` with `resized_width`; for videos also
-            `total_pixels`, `fps`, `nframes`, `min_frames`, `max_frames`; for frames `sample_fps`.
+            `{"type": "image_url", "image_url": SOURCE or {"url": SOURCE}}` or `{"type": "video", "video":
+            SOURCE or list of frames}`; SOURCE is a path, a file:// or data: URL, or (images) an open PIL
+            picture. Beside it may stand `min_pixels`, `max_pixels`, `resized_height` with `resized_width`; for
+            videos also `total_pixels`, `fps`, `nframes`, `min_frames`, `max_frames`; for frames `sample_fps`.
         image_patch_size: 14 for Qwen2-VL and Qwen2.5-VL, 16 for Qwen3-VL.
 
     Returns:
-        `(images, videos)` or `(images, videos, kwargs)`; each None where there is none. An image is an RGB PIL
-        picture whose sides are multiples of twice the patch size. A video is a float32 tensor
-        [frames, 3, height, width] of 0 to 255, or `(tensor, metadata)` with `return_video_metadata`. `kwargs` are
-        the processor's: `do_sample_frames=False` and, without metadata, the sampled `fps` of each video.
+        `(images, videos)` or `(images, videos, kwargs)`; images and videos are None where there is none. An
+        image is an RGB PIL picture whose sides are multiples of twice the patch size. A video is a float32
+        tensor [frames, 3, height, width] of 0 to 255, or `(tensor, metadata)` with `return_video_metadata`.
+        `kwargs` are the processor's: `do_sample_frames=False` and, without metadata, the sampled `fps` of
+        each video.
 
     Raises:
         MediaError: a medium cannot be used. UsageError: a part or one of its settings cannot be understood.
@@ -112,7 +113,8 @@ def _source(part: Element, *keys: str) -> Any:
             for one in value if isinstance(value, (list, tuple)) else (value,):
                 if is_web_address(one):
                     raise MediaError(
-                        f"{describe(one)} is a web address, which is not fetched here; download the file first",
+                        f"{describe(one)} is a web address, which is not fetched here; "
+                        "download the file first",
                         "unsupported",
                     )
             return value
