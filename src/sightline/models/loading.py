@@ -74,6 +74,9 @@ def load_model(
 
 
 def _load_module(folder: Path, processor: Processor, dtype: torch.dtype, attention: str) -> Any:
+    import transformers
+
+    transformers.logging.disable_progress_bar()  # a line for every tensor where stderr is no terminal
     try:
         module, report = processor.family.model_class().from_pretrained(
             folder, dtype=dtype, output_loading_info=True, attn_implementation=attention, use_safetensors=True
