@@ -148,6 +148,7 @@ def test_lengths(folder: Path) -> None:
     report = check(folder, *rows, row(images=["none.png"]), counter=counter, max_length=150)
     assert report.tokens == [105, 150]
     assert report.vision_tokens == [100, 100]
+    assert (report.lengths, report.vision_lengths) == ([105, 150, 600], [100, 100, 100])
     assert [(fault.kind, fault.origin.line) for fault in report.faults] == [("too-long", 3), ("missing", 4)]
     assert "600 tokens (100 of images and videos), more than 150" in report.faults[0].cause
 

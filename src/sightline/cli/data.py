@@ -174,11 +174,11 @@ def _print_histogram(report: CheckReport) -> None:
 
     from sightline.data.histogram import histogram, percentile
 
-    if not report.tokens:
+    if not report.lengths:
         return
-    tokens = report.tokens
+    tokens = report.lengths
     print(
-        f"tokens per good row: {sum(tokens):,} in all, {sum(report.vision_tokens):,} of images and videos; "
+        f"tokens per row: {sum(tokens):,} in all, {sum(report.vision_lengths):,} of images and videos; "
         f"median {percentile(tokens, 50):,}, 95 % up to {percentile(tokens, 95):,}, most {max(tokens):,}"
     )
     console = Console(highlight=False)
@@ -209,12 +209,12 @@ def _as_json(report: CheckReport) -> dict[str, Any]:
         "causes": report.by_kind,
         "faults": [_fault(fault.origin, fault.kind, fault.cause) for fault in report.faults],
         "tokens": {
-            "counted": len(report.tokens),
-            "total": sum(report.tokens),
-            "vision": sum(report.vision_tokens),
-            "most": max(report.tokens, default=0),
+            "counted": len(report.lengths),
+            "total": sum(report.lengths),
+            "vision": sum(report.vision_lengths),
+            "most": max(report.lengths, default=0),
             "histogram": [
-                {"from": low, "to": high, "rows": rows} for low, high, rows in histogram(report.tokens)
+                {"from": low, "to": high, "rows": rows} for low, high, rows in histogram(report.lengths)
             ],
         },
     }

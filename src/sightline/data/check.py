@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from sightline.data.conversation import Conversation, Origin, RowError
 from sightline.data.looks import Looks, media_of
 from sightline.data.media import DEFAULT, Budget
-from sightline.data.rows import parse_row, read_rows
+from sightline.data.rows import parse_row, read_rows, row_count
 from sightline.errors import SightlineError
 from sightline.progress import track
 
@@ -71,7 +71,11 @@ class Fault:
 
 @dataclass
 class CheckReport:
-    """`rows` were read, `good` are the conversations without fault, `tokens` their lengths if counted."""
+    """`rows` were read, `good` are the conversations without fault.
+
+    With a counter, `tokens` and `vision_tokens` belong to `good`, one each; `lengths` and `vision_lengths` are
+    those of all rows that could be counted, also of the ones that are too long.
+    """
 
     file: str
     rows: int = 0
@@ -79,6 +83,8 @@ class CheckReport:
     good: list[Conversation] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     vision_tokens: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    vision_lengths: list[int] = field(default_factory=list)
 
     @property
     def faulty_rows(self) -> int:
@@ -117,7 +123,8 @@ def check_file(
     root = Path(media_root) if media_root is not None else None
     looks = Looks(budget, decode)
     with ThreadPoolExecutor(_THREADS) as pool:
-        rows = track(read_rows(path, max_samples=max_samples), f"checking {path.name}")
+        total = row_count(path, max_samples=max_samples)
+        rows = track(read_rows(path, max_samples=max_samples), f"checking {path.name}", total)
         for chunk in _chunks(rows, _CHUNK):
             parsed = [_parsed(origin, row, path.parent, root, report) for origin, row in chunk]
             conversations = [conversation for conversation in parsed if conversation is not None]
@@ -199,6 +206,9 @@ def _finish(
         if count is not None:
             report.tokens.append(count.total)
             report.vision_tokens.append(count.vision)
+    if count is not None:
+        report.lengths.append(count.total)
+        report.vision_lengths.append(count.vision)
 
 
 def _turn_causes(conversation: Conversation) -> Iterator[tuple[str, str]]:

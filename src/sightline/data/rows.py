@@ -72,6 +72,20 @@ def read_rows(path: str | Path, *, max_samples: int | None = None) -> Iterator[t
         yield item
 
 
+def row_count(path: str | Path, *, max_samples: int | None = None) -> int | None:
+    """About how many rows a jsonl file has, for a progress bar: its lines. None for a json list.
+
+    Raises:
+        SightlineError: the file cannot be read.
+    """
+    path = Path(path)
+    if _is_json_document(path):
+        return None
+    with _open(path) as file:
+        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+    return lines if max_samples is None else min(lines, max_samples)
+
+
 def _is_json_document(path: Path) -> bool:
     """A list is one document whatever the suffix; an object is one only if the suffix says so."""
     with _open(path) as file:
@@ -206,6 +220,7 @@ __all__ = [
     "load_json",
     "parse_row",
     "read_rows",
+    "row_count",
     "to_row",
     "write_rows",
 ]
