@@ -141,6 +141,7 @@ def test_file_urls_are_decoded() -> None:
         (row("<img>a.jpg</img>what?"), ("a.jpg", "inside the message text"), "path-in-text"),
         (row("clip.mp4\nwhat?"), ("clip.mp4", "inside the message text"), "path-in-text"),
         (row([{"type": "text", "text": "see ./a.png"}]), ("./a.png",), "path-in-text"),
+        (row("<image>d/a.jpg what?", images=["d/a.jpg"]), ("d/a.jpg is listed", "remove it"), "path-in-text"),
         ({"conversations": []}, ("no messages", "data convert"), "row"),
         ({"messages": []}, ("at least one",), "row"),
         ({"messages": "hi"}, ("must be a list",), "row"),

@@ -120,6 +120,7 @@ def check(
         max_samples=max_samples,
         end_markers=markers,
         decode=decode,
+        keep_good=write_good is not None,
     )
     if write_good is not None:
         from sightline.data.rows import to_row, write_rows

@@ -106,6 +106,7 @@ def check_file(
     end_markers: Sequence[str] = END_MARKERS,
     decode: bool = False,
     budget: Budget = DEFAULT,
+    keep_good: bool = True,
 ) -> CheckReport:
     """Check every row of a jsonl or json file.
 
@@ -114,6 +115,7 @@ def check_file(
         max_length: most tokens a sample may have.
         end_markers: texts that may not stand in a message.
         decode: decode every medium, not only those whose structure looks cut off.
+        keep_good: hold the good conversations in the report; without it huge files take no memory.
 
     Raises:
         SightlineError: the file is missing or not JSON at all.
@@ -132,6 +134,8 @@ def check_file(
             for conversation in conversations:
                 faults = conversation_faults(conversation, looks, end_markers)
                 _finish(conversation, faults, counter, max_length, report)
+            if not keep_good:
+                report.good.clear()
     report.faults.sort(key=lambda fault: fault.origin.line)
     return report
 

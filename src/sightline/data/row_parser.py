@@ -65,6 +65,13 @@ class _Parser:
                         "and put <image> or <video> in its place",
                         kind="path-in-text",
                     )
+        listed = _listed_in_text(messages, [*images, *videos])
+        if listed:
+            raise RowError(
+                f"the path {listed} is listed as a medium and stands inside the message text too; "
+                "remove it from the text",
+                kind="path-in-text",
+            )
         for tag, media in ((IMAGE_TAG, images), (VIDEO_TAG, videos)):
             if tags[tag] != len(media):
                 raise RowError(_count_cause(tag, tags[tag], len(media)), kind="tag-count")
@@ -218,6 +225,19 @@ def _text_path(message: dict[str, Any], folder: Path, media_root: Path | None, t
         content = "\n".join(part["text"] for part in content)
     roots = [folder] if media_root is None else [folder, media_root]
     return path_in_text(content, roots, tagged=tagged)
+
+
+def _listed_in_text(messages: list[dict[str, Any]], media: list[Any]) -> str | None:
+    """A listed path that a user's text repeats, folder and all."""
+    paths = [
+        entry for entry in media if isinstance(entry, str) and "/" in entry and not entry.startswith("data:")
+    ]
+    for message in messages:
+        if message["role"] == "user" and isinstance(message["content"], str):
+            for path in paths:
+                if path in message["content"]:
+                    return path
+    return None
 
 
 def _is_image_path(entry: Any) -> bool:
