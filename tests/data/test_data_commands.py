@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 def test_convert_then_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write(folder / "in.jsonl", llava(), llava()), folder / "out.jsonl"
     code, printed, _ = run(capsys, "data", "convert", source, "-o", out)
-    assert (code, printed) == (0, f"llava: 2 rows to {out}, 0 faulty rows left out\n")
+    assert (code, printed) == (0, f"llava: 2 rows to {out}, 0 faulty left out\n")
     code, printed, _ = run(capsys, "data", "check", out)
     assert code == 0
     assert f"{out}: 2 rows, 2 good, 0 faulty" in printed
@@ -57,8 +57,8 @@ def test_convert_reports_and_still_writes_the_good(folder: Path, capsys: pytest.
     code, printed, _ = run(capsys, "data", "convert", source, "--output", out)
     assert code == 1
     assert f"{source}:2: conversations must be a list" in printed
-    assert f"llava: 2 rows to {out}, 1 faulty rows left out" in printed
-    assert "1 written rows name media that are not there" in printed
+    assert f"llava: 2 rows to {out}, 1 faulty left out" in printed
+    assert "1 row of them with media that are not there" in printed
     assert len(out.read_text().splitlines()) == 2
     code, printed, _ = run(capsys, "data", "convert", source, "-o", out, "--json", "--max_samples", 1)
     assert code == 0

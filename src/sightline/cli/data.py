@@ -69,10 +69,10 @@ def convert(
     else:
         _print_lines([str(error) for error in report.bad], everything=False)
         where = f"to {output}" if report.written else "(nothing written)"
-        print(f"{report.format}: {report.written:,} rows {where}, {len(report.bad):,} faulty rows left out")
+        print(f"{report.format}: {_rows(report.written)} {where}, {len(report.bad):,} faulty left out")
         if report.missing:
             print(
-                f"{report.missing:,} written rows name media that are not there "
+                f"{_rows(report.missing)} of them with media that are not there "
                 f"(first: {report.first_missing}); `data check` lists them, --media-root may find them"
             )
     if report.bad:
@@ -159,7 +159,7 @@ def _print_report(report: CheckReport, all_faults: bool, *, counted: bool, write
 
     _print_lines([str(fault) for fault in report.faults], everything=all_faults)
     good = report.rows - report.faulty_rows
-    print(f"{report.file}: {report.rows:,} rows, {good:,} good, {report.faulty_rows:,} faulty")
+    print(f"{report.file}: {_rows(report.rows)}, {good:,} good, {report.faulty_rows:,} faulty")
     for kind, count in report.by_kind.items():
         print(f"  {count:6,}  {KINDS.get(kind, kind)}")
     if write_good is not None:
@@ -189,6 +189,10 @@ def _print_histogram(report: CheckReport) -> None:
     for low, high, count in rows:
         bar = "█" * max(round(count / most * width), 1 if count else 0)
         console.print(f"  {low:>8,} - {high:<8,} [cyan]{bar}[/cyan] {count:,}")
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def _print_lines(lines: list[str], *, everything: bool) -> None:
