@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -16,7 +18,7 @@ class LinearPatchEmbed(nn.Module):
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
         proj = original.proj
-        if not isinstance(proj, nn.Conv3d) or proj.stride != proj.kernel_size or any(proj.padding):  # type: ignore[arg-type]
+        if not isinstance(proj, nn.Conv3d) or proj.stride != proj.kernel_size or any(proj.padding):
             raise TypeError("only a Conv3d that steps by its kernel size, without padding, is a linear map")
         self.proj = proj
 
@@ -27,8 +29,8 @@ class LinearPatchEmbed(nn.Module):
         return nn.functional.linear(patches, weight, self.proj.bias)
 
 
-def apply_rewrites(model: nn.Module) -> None:
+def apply_rewrites(model: Any) -> None:
     """Rewrite a Qwen-VL model with language-model head in place."""
-    visual = model.model.visual
+    visual: Any = model.model.visual
     if not isinstance(visual.patch_embed, LinearPatchEmbed):
         visual.patch_embed = LinearPatchEmbed(visual.patch_embed)
