@@ -355,3 +355,27 @@ def test_any_bytes_raise_only_media_errors(data: bytes) -> None:
     ):
         with pytest.raises(MediaError):
             verify_image(head + data)
+
+
+def test_later_pictures_of_a_file_may_be_cut_off() -> None:
+    """Only the first picture is used, so what is behind it does not make the file faulty."""
+    noise = Pillow.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    for format in ("MPO", "PNG", "TIFF"):
+        whole = encoded(noise, format, save_all=True, append_images=[noise.rotate(90)])
+        assert verify_image(whole[: int(len(whole) * 0.9)]) == (64, 64)
+        with pytest.raises(MediaError):
+            verify_image(whole[: int(len(whole) * 0.3)])
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"restart_marker_blocks": 1}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg"}),
+        ("TIFF", {"big_tiff": True}),
+    ],
+)
+def test_variants_are_complete(format: str, options: dict[str, Any]) -> None:
+    assert verify_image(encoded(gradient(), format, **options), decode=True) == (40, 24)

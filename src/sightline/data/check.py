@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -124,9 +125,9 @@ def check_file(
     report = CheckReport(str(path))
     root = Path(media_root) if media_root is not None else None
     looks = Looks(budget, decode)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        total = row_count(path, max_samples=max_samples)
-        rows = track(read_rows(path, max_samples=max_samples), f"checking {path.name}", total)
+    total = row_count(path, max_samples=max_samples)
+    rows = track(read_rows(path, max_samples=max_samples), f"checking {path.name}", total)
+    with _pool() as pool:
         for chunk in _chunks(rows, _CHUNK):
             parsed = [_parsed(origin, row, path.parent, root, report) for origin, row in chunk]
             conversations = [conversation for conversation in parsed if conversation is not None]
@@ -240,6 +241,18 @@ def _marker_causes(conversation: Conversation, markers: Iterable[str]) -> Iterat
                     f"message {number} holds the literal marker {marker}; "
                     "remove it, the chat template writes its own",
                 )
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads that an interrupt stops at once: files that nobody has begun to look at are left."""
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

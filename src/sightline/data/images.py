@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sightline.data.conversation import Source
 
 # By content, whatever the suffix says. JPEG includes MPO, that of phones with a second picture behind the first.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _NAMES = {"jpg", "png", "webp", "bmp", "gif", "tiff"}
 _VIDEO_NAMES = {"mp4", "avi", "mkv", "wmv"}
 
@@ -149,9 +149,12 @@ def _readable(source: Source, head: bytes = b"") -> Iterator[None]:
 
 def _not_identified(source: Source, found: str | None) -> MediaError:
     if found in _NAMES:
-        return MediaError(
-            f"{describe(source)} is a {found} with a damaged header; replace the file", "truncated"
+        what = (
+            "a damaged header or deep colours (save it as an 8-bit png)"
+            if found == "tiff"
+            else "a damaged header"
         )
+        return MediaError(f"{describe(source)} is a {found} with {what}; replace the file", "truncated")
     if found in _VIDEO_NAMES:
         return MediaError(
             f"{describe(source)} is a video, not a picture; list it under videos with a <video> tag",
