@@ -120,6 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
     # torch would import an installed torch_npu by itself and fail with a page of text where its libraries
     # are missing; hardware.accelerator imports it and says in one sentence what to do.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    # Checkpoints are folders here; without a network the libraries would wait for a hub they need not ask.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         code = build().main(arguments, prog_name="sightline", standalone_mode=False)
         sys.stdout.flush()
