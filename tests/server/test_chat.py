@@ -18,6 +18,7 @@ import pytest
 from PIL import Image as Pillow
 
 from sightline import LLM, SamplingParams
+from sightline.engine.llm import Job
 from sightline.server.run import Address, serve_in_background
 
 
@@ -221,15 +222,12 @@ def test_unknown_paths_and_methods(address: Address) -> None:
 
 
 def test_long_bodies_are_refused(llm: LLM) -> None:
-    import uvicorn
-
     from sightline.server import run
     from sightline.server.app import create_app
 
     listener = run.bind("127.0.0.1", 0)
     ready = threading.Event()
-    config = uvicorn.Config(create_app(llm, ["tiny"], max_body=1000), log_level="warning")
-    server = run._Server(config, ready.set)
+    server = run._Server(create_app(llm, ["tiny"], max_body=1000), ready.set)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     assert ready.wait(30)
@@ -238,11 +236,20 @@ def test_long_bodies_are_refused(llm: LLM) -> None:
         assert httpx.post(url, json={"messages": about(text="a"), "max_tokens": 1}).status_code == 200
         assert httpx.post(url, json={"messages": about(text="a" * 1000)}).status_code == 413
     finally:
-        server.should_exit = True
+        server.stop(grace=0)
         thread.join()
 
 
-def test_a_client_that_leaves_frees_the_engine(address: Address, llm: LLM, client: openai.OpenAI) -> None:
+def test_a_client_that_leaves_frees_the_engine(
+    address: Address, llm: LLM, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+
+    def prepare(*given: Any) -> Job:
+        jobs.append(LLM.prepare(llm, *given))
+        return jobs[-1]
+
+    monkeypatch.setattr(llm, "prepare", prepare)
     long = {"messages": about(), "max_tokens": 1900, "ignore_eos": True, "temperature": 0}
     for stream in (True, False):
         body = json.dumps({**long, "stream": stream}).encode()
@@ -256,6 +263,7 @@ def test_a_client_that_leaves_frees_the_engine(address: Address, llm: LLM, clien
                 assert time.monotonic() < until
                 time.sleep(0.01)
         client.chat.completions.create(model="tiny", messages=about(), max_tokens=2)
+        assert jobs[-2].requests[0].output.finish_reason == "abort"
 
 
 def test_many_clients_each_get_their_own_answer(client: openai.OpenAI, llm: LLM) -> None:
@@ -278,3 +286,29 @@ def test_many_clients_each_get_their_own_answer(client: openai.OpenAI, llm: LLM)
     for thread in threads:
         thread.join()
     assert found == expected
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stopping_ends_running_and_waiting_requests(llm: LLM, stream: bool) -> None:
+    long = {"messages": about(), "max_tokens": 1900, "ignore_eos": True, "stream": stream}
+    replies: list[httpx.Response] = []
+
+    def ask(url: str) -> None:
+        replies.append(httpx.post(f"{url}/chat/completions", json=long, timeout=60))
+
+    with serve_in_background(llm) as address:
+        threads = [threading.Thread(target=ask, args=(address.url,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 60
+        while not llm._compute.locked():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        time.sleep(0.3)
+    for thread in threads:
+        thread.join()
+    assert len(replies) == 3
+    for reply in replies:
+        assert "the server is stopping" in reply.text
+        assert reply.status_code == (200 if stream else 503)
+    assert not llm._compute.locked()

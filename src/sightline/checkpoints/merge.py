@@ -38,7 +38,7 @@ _TOKENIZER_PROPER = {"tokenizer.json", "vocab.json", "tokenizer.model"}
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What was written. `bytes` of tensors; `largest_difference` between logits, if it was measured."""
+    """What was written; `bytes` are those of the tensors. The last two come from `verify`, if it was asked for."""
 
     output: Path
     adapted: int
@@ -48,6 +48,7 @@ class MergeReport:
     seconds: float
     untied: bool = False
     largest_difference: float | None = None
+    adapter_moved: float | None = None
 
 
 def merge(
@@ -77,11 +78,12 @@ def merge(
         written = _write(folder, _merged(store, changes, names), len(names), limit)
         _copy_companions(folder, Path(adapter), Path(base))
         write_json(folder / "config.json", _untied(config) if untied else config)
-    difference = None
+    seconds = time.perf_counter() - start
+    proof = None
     if verify:
-        from sightline.checkpoints.verify import largest_difference
+        from sightline.checkpoints import verify as proofs
 
-        difference = largest_difference(base, adapter, output)
+        proof = proofs.verify(base, adapter, output)
     replaced = sum(change.whole is not None and change.a is None for change in changes.changes.values())
     return MergeReport(
         output=Path(output),
@@ -89,9 +91,10 @@ def merge(
         replaced=replaced,
         copied=len(names) - len(changes.changes),
         bytes=written,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         untied=untied,
-        largest_difference=difference,
+        largest_difference=proof.difference if proof else None,
+        adapter_moved=proof.moved if proof else None,
     )
 
 

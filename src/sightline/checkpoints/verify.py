@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +15,43 @@ if TYPE_CHECKING:
 _TEXT_TOKENS = 16
 
 
-def largest_difference(base: str | Path, adapter: str | Path, merged: str | Path) -> float:
-    """The largest absolute difference between the logits of base+adapter and of `merged`, both in float32.
+@dataclass(frozen=True)
+class Verification:
+    """Largest absolute differences of logits, computed in float32.
 
-    The input is fixed: sixteen token ids, and behind them one small picture if the model sees. For a base
-    in bfloat16 the difference shows the rounding of the merged weights.
+    Attributes:
+        difference: between base + adapter and the merged model. For a base in bfloat16 this is what rounding
+            the merged weights does.
+        moved: between the base alone and base + adapter: what the difference is to be seen against.
     """
+
+    difference: float
+    moved: float
+
+
+def verify(base: str | Path, adapter: str | Path, merged: str | Path) -> Verification:
+    """Run base + adapter, the base and the merged model on a fixed input: sixteen token ids, and behind them
+    one small picture if the model sees."""
     from peft import PeftModel
 
-    config = read_config(base)
-    inputs = _inputs(config)
+    inputs = _inputs(read_config(base))
     # One model at a time: both together may not fit.
-    expected = _logits(PeftModel.from_pretrained(_load(base), str(adapter)), inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the libraries about one another
+        model = PeftModel.from_pretrained(_load(base), str(adapter))
+    expected = _logits(model, inputs)
+    with model.disable_adapter():
+        plain = _logits(model, inputs)
+    del model
     found = _logits(_load(merged), inputs)
-    return float((expected - found).abs().max())
+    return Verification(float((expected - found).abs().max()), float((expected - plain).abs().max()))
 
 
 def _load(folder: str | Path) -> Any:
     import torch
     import transformers
 
+    transformers.logging.disable_progress_bar()
     classes = getattr(transformers, (read_config(folder).get("architectures") or [""])[0], None)
     return (classes or transformers.AutoModelForCausalLM).from_pretrained(str(folder), dtype=torch.float32)
 

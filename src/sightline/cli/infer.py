@@ -90,11 +90,12 @@ def command(
     )
     show = _print_row if len(questions) <= _SHOWN and not as_json else None
     rows, summary = infer(llm, questions, params, output, max_input_length=max_input_length, on_row=show)
-    if summary.failed == len(rows) == 1:
+    if len(rows) == summary.failed == 1:
         raise SightlineError(rows[0]["error"])
     typer.echo(json.dumps(asdict(summary)) if as_json else _words(summary, output))
     if summary.failed:
-        raise typer.Exit(1)
+        first = next(row["error"] for row in rows if "error" in row)
+        raise SightlineError(f"{summary.failed} of {len(rows)} questions failed; the first: {first}")
 
 
 def _questions(
@@ -128,9 +129,7 @@ def _questions(
 def _print_row(row: dict[str, Any]) -> None:
     from sightline.engine.infer import question_of
 
-    if "error" in row:
-        typer.echo(f"Error: {row['error']}\n", err=True)
-    else:
+    if "error" not in row:
         typer.echo(f"Question: {question_of(row)}\nAnswer: {row['answer']}\n")
 
 
@@ -138,8 +137,10 @@ def _words(summary: Summary, output: Path | None) -> str:
     first = "-" if summary.time_to_first_token is None else f"{summary.time_to_first_token:.2f} s (median)"
     resumed = f", {summary.resumed} of them by an earlier run" if summary.resumed else ""
     lines = [
-        f"Questions            {summary.questions}: {summary.answered} answered, {summary.failed} failed{resumed}",
-        f"Prompt tokens        {summary.prompt_tokens:,}, {summary.vision_tokens:,} of them from images and videos",
+        f"Questions            {summary.questions}: {summary.answered} answered, {summary.failed} failed"
+        + resumed,
+        f"Prompt tokens        {summary.prompt_tokens:,}, "
+        f"{summary.vision_tokens:,} of them from images and videos",
         f"Answer tokens        {summary.completion_tokens:,}",
         f"Time to first token  {first}",
         f"Throughput           {summary.output_tokens_per_second:.1f} tokens/s, "

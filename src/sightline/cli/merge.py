@@ -36,14 +36,15 @@ def command(
         typer.echo(json.dumps(describe(report)))
         return
     typer.echo(
-        f"{report.output}: {report.adapted} tensors summed, {report.replaced} replaced, {report.copied} as in "
-        f"the base; {size(report.bytes)} in {report.seconds:.1f} s"
+        f"{report.output}: {report.adapted} tensors summed, {report.replaced} replaced, {report.copied} as "
+        f"in the base; {size(report.bytes)} in {report.seconds:.1f} s"
     )
     if report.untied:
         typer.echo(
             "Embedding and head were one tensor and are two now: the adapter changes only one of them."
         )
-    if report.largest_difference is not None:
+    if report.largest_difference is not None and report.adapter_moved is not None:
         typer.echo(
-            f"Largest difference of logits from base + adapter, in float32: {report.largest_difference:.3g}"
+            f"Logits, in float32: the merged model differs from base + adapter by at most "
+            f"{report.largest_difference:.3g}, the base alone by {report.adapter_moved:.3g}."
         )

@@ -67,7 +67,8 @@ def infer(
     Raises:
         SightlineError: `output` holds other results or cannot be written.
     """
-    report_pixel_limit(llm)
+    if any(isinstance(one, Conversation) and (one.images or one.videos) for one in questions):
+        report_pixel_limit(llm)
     start = time.perf_counter()
     limit = max_input_length
     if output is None:

@@ -55,8 +55,9 @@ class Job:
             request.abort()
 
     @property
-    def finished(self) -> bool:
-        return all(request.finished for request in self.requests)
+    def aborted(self) -> bool:
+        """Whether an answer was ended before its own end."""
+        return any(request.output.finish_reason == "abort" for request in self.requests)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sightline.errors import SightlineError
 from sightline.server.chat import BUDGET, ChatRequest, Reply, conversation_of, read_request, sampling_of
 from sightline.server.errors import RequestError, error_body
 from sightline.server.sse import HEADERS, chat_events
-from sightline.server.worker import Worker
+from sightline.server.worker import STOPPING, Worker
 
 MAX_BODY = 64 * 2**20  # bytes
 log = logging.getLogger("sightline.server")
@@ -46,6 +46,7 @@ def create_app(llm: LLM, names: Sequence[str], *, max_body: int = MAX_BODY) -> F
         worker.close()
 
     app = FastAPI(title="Sightline", version=sightline.__version__, lifespan=lifespan, docs_url=None)
+    app.state.worker = worker
     _handle_errors(app)
 
     @app.get("/health")
@@ -74,6 +75,8 @@ def create_app(llm: LLM, names: Sequence[str], *, max_body: int = MAX_BODY) -> F
             events = chat_events(reply, job, worker.answer(job), include_usage=usage)
             return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
         await _finish(worker, job, http)
+        if job.aborted:
+            raise RequestError(STOPPING, status=503)
         return JSONResponse(reply.completion(job.output()))
 
     return app

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from sightline.engine.llm import LLM
 from sightline.errors import SightlineError, UsageError
@@ -60,7 +61,7 @@ def serve(
         llm = LLM(model, **llm_options)
         names = model_names(model, served_model_name)
         address = Address(host, listener.getsockname()[1], names[0])
-        server = _Server(_config(llm, names), lambda: on_ready(address) if on_ready else None)
+        server = _Server(create_app(llm, names), lambda: on_ready(address) if on_ready else None)
         server.run(sockets=[listener])
     except OSError as error:
         # Another process may bind the same port while this one loads its model; only one can listen.
@@ -91,7 +92,7 @@ def serve_in_background(
         llm = model if isinstance(model, LLM) else LLM(model, **llm_options)
         names = model_names(llm.model.folder, served_model_name)
         ready = threading.Event()
-        server = _Server(_config(llm, names), ready.set)
+        server = _Server(create_app(llm, names), ready.set)
         thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
         thread.start()
         while not ready.wait(0.1):
@@ -100,7 +101,7 @@ def serve_in_background(
         try:
             yield Address(host, listener.getsockname()[1], names[0])
         finally:
-            server.should_exit = True
+            server.stop(grace=0)
             thread.join()
     finally:
         listener.close()
@@ -142,19 +143,31 @@ def model_names(model: str | Path, served: str | None) -> list[str]:
     return list(dict.fromkeys([Path(model).resolve().name, str(model)]))
 
 
-def _config(llm: LLM, names: list[str]) -> uvicorn.Config:
-    app = create_app(llm, names)
-    return uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE, server_header=False
-    )
-
-
 class _Server(uvicorn.Server):
     """uvicorn that says when it listens, and that ends with code 0 on SIGINT and SIGTERM."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, on_ready: Callable[[], None]) -> None:
+        # Requests end by themselves when the engine lets go of them; uvicorn's own limit is for a client that
+        # does not read what it is sent.
+        limit = 2 * _GRACE
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=limit,
+            )
+        )
+        self._end_requests: Callable[[], None] = app.state.worker.close
         self._on_ready = on_ready
+
+    def stop(self, grace: float) -> None:
+        """Take no more requests, and end the running ones after `grace` seconds."""
+        self.should_exit = True
+        timer = threading.Timer(grace, self._end_requests)
+        timer.daemon = True
+        timer.start()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -176,5 +189,4 @@ class _Server(uvicorn.Server):
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         # A second signal does not wait for running requests.
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        self.stop(grace=0 if self.should_exit else _GRACE)

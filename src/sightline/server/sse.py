@@ -9,6 +9,7 @@ from typing import Any
 from sightline.engine.llm import Delta, Job
 from sightline.server.chat import Reply
 from sightline.server.errors import error_body
+from sightline.server.worker import STOPPING
 
 DONE = "data: [DONE]\n\n"
 # Proxies must pass events on as they come.
@@ -29,9 +30,11 @@ async def chat_events(
         async for delta in deltas:
             if delta.text:
                 yield event(reply.chunk(delta.index, {"content": delta.text}))
-            if delta.finish_reason is not None:
+            if delta.finish_reason not in (None, "abort"):
                 yield event(reply.chunk(delta.index, {}, delta.finish_reason))
-        if include_usage:
+        if job.aborted:
+            yield event(error_body(STOPPING, status=503))
+        elif include_usage:
             yield event(reply.usage_chunk(job.output()))
     except Exception:
         # The status line is gone, so the error travels as an event; the cause is in the server's log.

@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from sightline.engine.llm import LLM, Delta, Job
+from sightline.server.errors import RequestError
 
 Result = TypeVar("Result")
 log = logging.getLogger("sightline.server")
 
+STOPPING = "the server is stopping"
 _OPENERS = 2  # threads that open media; more would fight the engine for the processor
 
 
@@ -30,7 +32,7 @@ class Worker:
 
     async def open(self, prepare: Callable[[], Result]) -> Result:
         """Run the opening of a request's media beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._openers, prepare)
+        return await asyncio.wrap_future(self._submit(self._openers, prepare))
 
     async def answer(self, job: Job) -> AsyncIterator[Delta]:
         """The deltas of a job. Leaving the loop, or its cancellation, aborts the job."""
@@ -43,7 +45,7 @@ class Worker:
                 loop.call_soon_threadsafe(queue.put_nowait, item)
 
         self._jobs[id(job)] = job
-        self._engine.submit(self._pump, job, put)
+        self._submit(self._engine, self._pump, job, put)
         try:
             while (item := await queue.get()) is not None:
                 if isinstance(item, BaseException):
@@ -52,6 +54,12 @@ class Worker:
         finally:
             job.abort()
             self._jobs.pop(id(job), None)
+
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., Result], *given: Any) -> Future[Result]:
+        try:
+            return pool.submit(work, *given)
+        except RuntimeError as error:  # the pool is shut down
+            raise RequestError(STOPPING, status=503) from error
 
     def _pump(self, job: Job, put: Callable[[Any], None]) -> None:
         try:
@@ -64,8 +72,8 @@ class Worker:
             put(None)
 
     def close(self) -> None:
-        """End everything at the next step."""
+        """Take no more, and end every job at its next step; from any thread, any number of times."""
+        self._engine.shutdown(wait=False)
+        self._openers.shutdown(wait=False)
         for job in list(self._jobs.values()):
             job.abort()
-        self._engine.shutdown(wait=False, cancel_futures=True)
-        self._openers.shutdown(wait=False, cancel_futures=True)
