@@ -21,14 +21,18 @@ Example: sightline train examples/lora.yaml model=Qwen2.5-VL-7B-Instruct data=tr
 
 def command(
     config: Annotated[
-        Optional[str],  # noqa: UP007, UP045 - typer reads this at run time on Python 3.10
-        typer.Argument(help="YAML file, or the first key=value where everything is given on the command line."),
+        Optional[str],  # noqa: UP045 - typer reads this at run time on Python 3.10
+        typer.Argument(
+            help="YAML file, or the first key=value where everything is given on the command line."
+        ),
     ] = None,
     overrides: Annotated[
-        Optional[list[str]],  # noqa: UP007, UP045
+        Optional[list[str]],  # noqa: UP045
         typer.Argument(help="key=value, such as lora.r=16 or max_pixels=802816."),
     ] = None,
-    preview: Annotated[int, typer.Option(help="Print this many samples as the model sees them, and stop.")] = 0,
+    preview: Annotated[
+        int, typer.Option(min=0, help="Print this many samples as the model sees them, and stop.")
+    ] = 0,
     print_config: Annotated[bool, typer.Option(help="Print the resolved configuration, and stop.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -91,5 +95,7 @@ def _train(config: TrainConfig, json_output: bool) -> None:
     loss = f"loss {result.final_loss:.4f}"
     if result.eval_loss is not None:
         loss += f", validation loss {result.eval_loss:.4f}"
-    typer.echo(f"{result.steps} steps in {result.train_seconds:.0f} s, {result.samples_per_second:.1f} samples/s, {loss}")
+    typer.echo(
+        f"{result.steps} steps in {result.train_seconds:.0f} s, {result.samples_per_second:.1f} samples/s, {loss}"
+    )
     typer.echo(f"written to {result.output}")

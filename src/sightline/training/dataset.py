@@ -9,11 +9,14 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from sightline.data.check import CheckReport, check_file
 from sightline.data.conversation import Conversation
 from sightline.errors import SightlineError
-from sightline.models.prompt import IGNORED
 from sightline.models.processor import Encoded, Processor, TokenCount
+from sightline.models.prompt import IGNORED
 from sightline.progress import note
+
+_FAULTS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,13 @@ class SampleDataset(Dataset[Encoded]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Encoded:
-        return self.processor.encode(self.samples[index].conversation, supervise=True)
+        conversation = self.samples[index].conversation
+        try:
+            return self.processor.encode(conversation, supervise=True)
+        except SightlineError as error:
+            # The check before the run reads headers only; this file is broken behind its header, or new.
+            place = f"{conversation.origin}: " if conversation.origin else ""
+            raise SightlineError(place + str(error).removeprefix(place)) from error
 
     @property
     def lengths(self) -> list[int]:
@@ -55,8 +64,6 @@ def read_samples(
         SightlineError: a row is faulty and `on_bad_row` is "stop" (the report names file, line and cause of each),
             or no good row is left.
     """
-    from sightline.data.check import check_file
-
     report = check_file(
         path,
         counter=processor.count,
@@ -65,18 +72,23 @@ def read_samples(
         max_length=max_length,
     )
     if report.faults:
-        listed = "\n".join(f"  {fault}" for fault in report.faults[:20])
-        more = f"\n  ... and {len(report.faults) - 20} more" if len(report.faults) > 20 else ""
+        _list_faults(report, "faulty rows" if on_bad_row == "stop" else "left out as faulty")
         if on_bad_row == "stop":
             raise SightlineError(
-                f"{path}: {report.faulty_rows} of {report.rows} rows are faulty; mend them, or set "
-                f"on_bad_row: skip to train without them\n{listed}{more}"
+                f"{path}: {report.faulty_rows} of {report.rows} rows are faulty, first {report.faults[0]}; mend "
+                "them, or set on_bad_row: skip to train without them"
             )
-        note(f"{path}: left out {report.faulty_rows} of {report.rows} rows as faulty\n{listed}{more}")
     if not report.good:
         raise SightlineError(f"{path} holds no row to learn from")
     counted = zip(report.good, report.tokens, report.vision_tokens, strict=True)
     return [Sample(conversation, TokenCount(total, vision)) for conversation, total, vision in counted]
+
+
+def _list_faults(report: CheckReport, title: str) -> None:
+    shown = report.faults[:_FAULTS_SHOWN]
+    more = len(report.faults) - len(shown)
+    lines = [f"{report.file}: {report.faulty_rows} of {report.rows} rows: {title}", *map(str, shown)]
+    note("\n  ".join(lines + [f"... and {more} more; see sightline data check"] * bool(more)))
 
 
 def split(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -105,7 +117,9 @@ def collate(batch: list[Encoded]) -> dict[str, torch.Tensor]:
     width = max(len(item.input_ids) for item in batch)
 
     def padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
-        return torch.stack([torch.nn.functional.pad(row, (0, width - row.shape[-1]), value=value) for row in rows])
+        return torch.stack(
+            [torch.nn.functional.pad(row, (0, width - row.shape[-1]), value=value) for row in rows]
+        )
 
     targets = [torch.cat([item.labels[1:], item.labels.new_full((1,), IGNORED)]) for item in batch]
     result = {
@@ -120,5 +134,3 @@ def collate(batch: list[Encoded]) -> dict[str, torch.Tensor]:
         if parts:
             result[name] = torch.cat(parts)
     return result
-
-

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from sightline.errors import SightlineError
+from sightline.files import replacing
 from sightline.hardware.accelerator import Accelerator
 from sightline.progress import note
+from sightline.training.checkpoint import DIVERGED, LOG
 from sightline.training.meter import Meter
 
 GIB = 1024**3
@@ -19,26 +23,42 @@ class LogCallback(TrainerCallback):
     """Writes `log.jsonl`, the console lines and, where TensorBoard is installed, its event files."""
 
     def __init__(
-        self, output: Path, meter: Meter, accelerator: Accelerator, max_seconds: float | None, tensorboard: bool
+        self,
+        output: Path,
+        meter: Meter,
+        accelerator: Accelerator,
+        max_seconds: float | None,
+        tensorboard: bool,
     ) -> None:
-        self._path = output / "log.jsonl"
+        self._path = output / LOG
         self._meter = meter
         self._accelerator = accelerator
         self._max_seconds = max_seconds
-        self._board = _board(output / "tensorboard") if tensorboard else None
+        self._tensorboard = output / "tensorboard" if tensorboard else None
+        self._board: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A resumed state brings the intervals that it was saved with.
+        state.compute_steps(args, state.max_steps)
         if state.is_world_process_zero:
             truncate_log(self._path, state.global_step)
+            if self._tensorboard is not None:
+                self._board = _board(self._tensorboard, state.global_step)
         self._meter.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._max_seconds is not None and self._meter.seconds >= self._max_seconds:
+        if self._max_seconds is not None and self._meter.common_seconds() >= self._max_seconds:
             control.should_training_stop = True
+        # The last steps count too; and a log that ends with the checkpoint goes on as if never interrupted.
+        if state.global_step >= state.max_steps or control.should_training_stop or control.should_save:
             control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+        if not logs or "train_runtime" in logs:
+            return
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise SightlineError(f"step {state.global_step}: {DIVERGED}")
+        if not state.is_world_process_zero:
             return
         entry: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0, 4)}
         if "eval_loss" in logs:
@@ -58,7 +78,8 @@ class LogCallback(TrainerCallback):
                 if isinstance(value, (int, float)) and name not in ("step", "epoch"):
                     self._board.add_scalar(name, value, state.global_step)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def close(self) -> None:
+        """Bring the TensorBoard files to disk; nothing may be logged after."""
         if self._board is not None:
             self._board.close()
 
@@ -75,7 +96,8 @@ def truncate_log(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-    path.write_text("".join(line + "\n" for line in kept if step), encoding="utf-8")
+    with replacing(path) as file:
+        file.write("".join(line + "\n" for line in kept if step))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -112,10 +134,10 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _board(folder: Path) -> Any:
+def _board(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         note("TensorBoard files are not written: install them with pip install 'sightline[tensorboard]'")
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

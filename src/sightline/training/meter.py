@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import distributed
+
 
 @dataclass
 class _Counts:
@@ -36,6 +38,13 @@ class Meter:
         """Training time so far, resumed runs included."""
         return self.earlier + (time.perf_counter() - self._begun if self._begun is not None else 0.0)
 
+    def common_seconds(self) -> float:
+        """`seconds` of the first process, so that all processes stop and lower their rates at the same step."""
+        seconds = [self.seconds]
+        if distributed.is_initialized():
+            distributed.broadcast_object_list(seconds, src=0)
+        return seconds[0]
+
     def fetched(self, batches: list[dict[str, Any]], waited: float) -> None:
         """Count the batches of one optimizer step, which took `waited` seconds to arrive."""
         window = self._window
@@ -63,6 +72,6 @@ class Meter:
 
         def share(step: int) -> float:
             by_steps = step / max(1, total_steps)
-            return max(by_steps, self.seconds / max_seconds) if max_seconds else by_steps
+            return max(by_steps, self.common_seconds() / max_seconds) if max_seconds else by_steps
 
         return share

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback
+from transformers import PrinterCallback, set_seed
 
-from sightline.errors import SightlineError, UsageError
+from sightline.errors import UsageError
 from sightline.files import write_json
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
 from sightline.models import attention
 from sightline.models.loading import load_model
 from sightline.models.processor import Processor
-from sightline.progress import note
+from sightline.progress import note, set_quiet
 from sightline.training import checkpoint
 from sightline.training.config import TrainConfig
 from sightline.training.curves import draw_curves
@@ -53,7 +55,8 @@ def train(config: TrainConfig) -> TrainResult:
     accelerator = _accelerator(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    resume_from = checkpoint.open_run(config)
+    with _first_process_first(accelerator):
+        resume_from = checkpoint.open_run(config)
     finished = config.output / checkpoint.RESULT
     if finished.exists():
         note(f"{config.output} is finished already; choose another output folder to train again")
@@ -70,6 +73,7 @@ def train(config: TrainConfig) -> TrainResult:
     )
     training, validation = load_data(config, loaded.processor)
     install_token_loss(loaded.module)
+    set_seed(config.seed)  # an adapter starts from random numbers
     model = apply_tuner(loaded.module, config)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     note(
@@ -79,6 +83,8 @@ def train(config: TrainConfig) -> TrainResult:
 
     meter = Meter()
     dataset = SampleDataset(training, loaded.processor)
+    data = checkpoint.fingerprint(training)
+    log = LogCallback(config.output, meter, accelerator, config.max_seconds, config.tensorboard)
     trainer = SightlineTrainer(
         config,
         meter,
@@ -88,28 +94,46 @@ def train(config: TrainConfig) -> TrainResult:
         train_dataset=dataset,
         eval_dataset=SampleDataset(validation, loaded.processor) if validation else None,
         data_collator=collate,
-        callbacks=[
-            LogCallback(config.output, meter, accelerator, config.max_seconds, config.tensorboard),
-            checkpoint.WholeCallback(meter),
-        ],
+        callbacks=[log, checkpoint.WholeCallback(meter, config.save_total_limit, data)],
     )
     trainer.remove_callback(PrinterCallback)
     if resume_from is not None:
+        checkpoint.check_data(resume_from, data)
         note(f"going on from {resume_from}")
         meter.earlier = checkpoint.seconds_of(resume_from)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     seconds = meter.seconds
-    eval_loss = trainer.evaluate()["eval_loss"] if validation else None
+    eval_loss = _final_eval_loss(trainer) if validation else None
+    log.close()
+    meter.samples = trainer.over_processes(meter.samples)
+    result = _result(config, trainer.state, meter, seconds, accelerator, eval_loss, learning)
     if trainer.is_world_process_zero():
         checkpoint.save_final(_in_dtype(model, config, dtype), loaded.processor, config)
-        return _finish(config, trainer.state, meter, seconds, accelerator, eval_loss, learning)
-    return _result(config, trainer.state, meter, seconds, accelerator, eval_loss, learning)
+        _finish(config, result)
+    return result
+
+
+def _final_eval_loss(trainer: SightlineTrainer) -> float:
+    for entry in trainer.state.log_history:
+        if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
+            return float(entry["eval_loss"])
+    return trainer.evaluate()["eval_loss"]
+
+
+def _first_process_first(accelerator: Accelerator) -> Any:
+    """Under torchrun, what one process writes the others must find; and one of them speaks for all."""
+    from accelerate import PartialState
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return contextlib.nullcontext()
+    state = PartialState(cpu=accelerator.kind == "cpu")
+    if not state.is_main_process:
+        set_quiet()
+    return state.main_process_first()
 
 
 def load_data(config: TrainConfig, processor: Processor) -> tuple[list[Sample], list[Sample]]:
     """(training samples, validation samples), every row checked."""
-    if config.batch_size < 1:
-        raise UsageError("batch_size must be at least 1")
 
     def read(path: Path, limit: int | None) -> list[Sample]:
         return read_samples(
@@ -144,14 +168,12 @@ def _in_dtype(model: Any, config: TrainConfig, dtype: torch.dtype) -> Any:
     return model.to(dtype) if config.tuner == "full" else model
 
 
-def _finish(config: TrainConfig, *state: Any) -> TrainResult:
+def _finish(config: TrainConfig, result: TrainResult) -> None:
     """Curves and the result file, which says that the run is finished and so comes last."""
-    entries = read_log(config.output / "log.jsonl")
+    entries = read_log(config.output / checkpoint.LOG)
     if any("loss" in entry for entry in entries):
         draw_curves(entries, config.output / "curves.png")
-    result = _result(config, *state)
     write_json(config.output / checkpoint.RESULT, asdict(result))
-    return result
 
 
 def _result(
@@ -164,8 +186,6 @@ def _result(
     learning: int,
 ) -> TrainResult:
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    if losses and not all(loss == loss for loss in losses[-1:]):
-        raise SightlineError("the loss became nan; lower learning_rate or use dtype: fp32")
     return TrainResult(
         output=str(config.output),
         steps=state.global_step,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainingArguments
 
+from sightline.errors import SightlineError
 from sightline.models.prompt import IGNORED
+from sightline.progress import track
 from sightline.training.config import TrainConfig
 from sightline.training.meter import Meter
 from sightline.training.sampler import LengthGroupedSampler
@@ -20,6 +24,11 @@ from sightline.training.tuner import parameter_groups
 
 class SightlineTrainer(Trainer):
     """The training loop. `meter` is told of every batch; it knows the time spent waiting for data."""
+
+    # Set by Trainer, whose types are not followed.
+    optimizer: Any
+    lr_scheduler: Any
+    control: Any
 
     def __init__(self, config: TrainConfig, meter: Meter, lengths: list[int], **kwargs: Any) -> None:
         self._config = config
@@ -32,7 +41,9 @@ class SightlineTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             groups = parameter_groups(model if model is not None else self.model, self._config)
-            self.optimizer = torch.optim.AdamW(groups, betas=self._config.betas, eps=1e-8, fused=True)
+            # Other devices (NPU) need not have torch's fused kernel.
+            fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
+            self.optimizer = torch.optim.AdamW(groups, betas=self._config.betas, eps=1e-8, fused=fused)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
@@ -47,9 +58,19 @@ class SightlineTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         started = time.perf_counter()
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        try:
+            batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        except SightlineError as error:
+            # From a loader process the text comes with that process's traceback before it.
+            last = str(error).strip().splitlines()[-1]
+            raise SightlineError(last.partition("SightlineError: ")[2] or last) from error
         self._meter.fetched(batches, time.perf_counter() - started)
         return batches, count
+
+    def over_processes(self, count: int) -> int:
+        """The sum of a count of each process."""
+        counted = torch.tensor(count, device=self.args.device)
+        return int(self.accelerator.reduce(counted, "sum")) if self.accelerator.num_processes > 1 else count
 
     def compute_loss(
         self,
@@ -64,22 +85,55 @@ class SightlineTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._config.tuner == "lora":
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        # Files name the tensors as checkpoints always did, transformers 5 names them otherwise in memory, and its
+        # Trainer compares the two without translating: it would load nothing and say nothing.
+        target = model if model is not None else self.model
+        saved = type(target).from_pretrained(
+            resume_from_checkpoint, dtype=torch.float32, use_safetensors=True
+        )
+        target.load_state_dict(saved.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.lr_scheduler.last_epoch < self.state.global_step:
+            # A checkpoint without optimizer holds no schedule either: the learning rate must not start again.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch wants an optimizer step before
+                self.lr_scheduler.step(self.state.global_step)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean loss of a supervised token over the validation samples."""
+        """Mean loss of a supervised token over the validation samples, each counted once."""
         model = self.model
         model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device="cpu")
-        for batch in self.get_eval_dataloader():
+        sums = torch.zeros(2, dtype=torch.float64)
+        loader = self._held_out()
+        for batch in track(loader, "validating"):
             batch = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
                 total = model(**batch, num_items_in_batch=1)["loss"]
             sums += torch.tensor([float(total), float((batch["shift_labels"] != IGNORED).sum())])
         if self.accelerator.num_processes > 1:
-            sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+            sums = self.accelerator.reduce(sums.float().to(self.args.device), "sum").double().cpu()
         metrics = {"eval_loss": float(sums[0] / sums[1].clamp(min=1))}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _held_out(self) -> DataLoader[Any]:
+        """This process's share of the validation samples; the shares differ by at most one sample."""
+        shares = range(self.args.process_index, len(self.eval_dataset), self.args.world_size)
+        return DataLoader(
+            Subset(self.eval_dataset, shares),
+            batch_size=self._config.batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self._config.workers,
+            # A generator of its own: looking at the loss must not change the random numbers of training.
+            generator=torch.Generator(),
+        )
 
 
 def schedule(kind: str, warmup: float, progress: Callable[[int], float]) -> Callable[[int], float]:
@@ -126,7 +180,8 @@ def training_arguments(config: TrainConfig, dtype: torch.dtype, use_cpu: bool) -
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.save_interval else "no",
         save_steps=config.save_interval or 500,
-        save_total_limit=config.save_total_limit,
+        # WholeCallback drops old checkpoints, once the new one is whole.
+        save_total_limit=None,
         save_only_model=not config.save_optimizer,
         eval_strategy="steps" if config.eval_interval else "no",
         eval_steps=config.eval_interval,
@@ -135,5 +190,6 @@ def training_arguments(config: TrainConfig, dtype: torch.dtype, use_cpu: bool) -
         report_to=[],
         disable_tqdm=True,
         average_tokens_across_devices=True,
-        ddp_find_unused_parameters=False,
+        # A process whose batch has no images leaves the vision parameters without gradients.
+        ddp_find_unused_parameters=not (config.freeze.vision and config.freeze.merger),
     )

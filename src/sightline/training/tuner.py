@@ -11,6 +11,8 @@ from torch import nn
 from sightline.errors import SightlineError, UsageError
 from sightline.training.config import TrainConfig
 
+# PEFT's own word for an adapter that consists of modules_to_save alone.
+_NOTHING = "dummy-target-modules"
 PARTS = ("vision", "merger", "language")
 
 
@@ -43,35 +45,71 @@ def apply_tuner(model: nn.Module, config: TrainConfig) -> nn.Module:
 
 
 def _with_lora(model: nn.Module, config: TrainConfig) -> nn.Module:
-    from peft import LoraConfig, PeftModel, get_peft_model
+    peft_model = (
+        _adapter_of(model, config) if config.init_adapter is not None else _new_adapter(model, config)
+    )
+    for module in peft_model.modules():
+        # PEFT casts each adapter's input to float32, autocast casts it back: two copies of every activation.
+        if hasattr(module, "cast_input_dtype_enabled"):
+            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010 - not a field torch knows
+    return peft_model
 
-    if config.init_adapter is not None:
-        if not (config.init_adapter / "adapter_config.json").exists():
-            raise UsageError(f"init_adapter: {config.init_adapter} holds no adapter_config.json")
-        return PeftModel.from_pretrained(model, config.init_adapter, is_trainable=True)
+
+def _new_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
     lora = LoraConfig(
         r=config.lora.r,
-        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         use_rslora=config.lora.rslora,
-        target_modules=_targets(model, config.lora.targets),
+        target_modules=_targets(model, config),
+        # Names such as gate_proj occur in the tower too, which learns in full or not at all.
+        exclude_modules=r".*\bvisual\..*" if isinstance(config.lora.targets, list) else None,
         modules_to_save=_learning_modules(model, config),
         task_type="CAUSAL_LM",
         base_model_name_or_path=str(config.model),
     )
     try:
-        peft_model = get_peft_model(model, lora)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UsageError(f"lora.targets {config.lora.targets!r}: {str(error).splitlines()[0]}") from error
-    for module in peft_model.modules():
-        # PEFT casts each adapter's input to float32, autocast casts it back: two copies of every activation.
-        if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False
+        return get_peft_model(model, lora)
+    except (ValueError, re.error) as error:
+        raise UsageError(f"lora.targets {config.lora.targets!r}: {_first_line(error)}") from error
+
+
+def _adapter_of(model: nn.Module, config: TrainConfig) -> nn.Module:
+    """The adapter that the run starts from; rank, scale, targets and the parts that learn are its own."""
+    from peft import PeftModel
+
+    folder = config.init_adapter
+    assert folder is not None
+    if not (folder / "adapter_config.json").exists():
+        raise UsageError(f"init_adapter: {folder} holds no adapter_config.json")
+    try:
+        peft_model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    except Exception as error:
+        # peft raises many kinds for an adapter that does not fit; each means just that.
+        raise SightlineError(
+            f"init_adapter: {folder} does not fit {config.model}: {_first_line(error)}"
+        ) from error
+    learning = {part_of(name) for name, parameter in peft_model.named_parameters() if parameter.requires_grad}
+    for part in PARTS:
+        if part not in learning and not getattr(config.freeze, part):
+            raise UsageError(
+                f"init_adapter: {folder} holds no {part} weights, so freeze.{part}: false cannot be followed; "
+                f"set freeze.{part}: true, or merge the adapter first and start from the merged model"
+            )
     return peft_model
 
 
-def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _targets(model: nn.Module, config: TrainConfig) -> str | list[str]:
     """`all-linear` as one regex over full names, so that the tower's linears of the same name stay out."""
+    if config.freeze.language:
+        return _NOTHING
+    targets = config.lora.targets
     if targets != "all-linear":
         return targets
     prefix = "model.language_model.layers."
@@ -88,16 +126,22 @@ def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:
 
 def _learning_modules(model: nn.Module, config: TrainConfig) -> list[str] | None:
     """Names of modules that learn in full beside the adapter and are saved with it."""
+    visual: Any = model.model.visual  # type: ignore[union-attr]
     if not config.freeze.vision and not config.freeze.merger:
         return ["visual"]
-    if not config.freeze.merger:
-        return [name for name, _ in model.model.visual.named_children() if "merger" in name]  # type: ignore[union-attr]
-    if not config.freeze.vision:
-        # PEFT cannot wrap the list of blocks itself, so the blocks are named one by one.
-        visual: Any = model.model.visual
-        names = ["visual.patch_embed", *(f"visual.blocks.{index}" for index in range(len(visual.blocks)))]
-        return names + (["visual.pos_embed"] if hasattr(visual, "pos_embed") else [])
-    return None
+    names: list[str] = []
+    for name, module in visual.named_children():
+        frozen = config.freeze.merger if "merger" in name else config.freeze.vision
+        if frozen or not any(True for _ in module.parameters()):
+            continue
+        # PEFT cannot wrap a list of modules itself, so its members are named one by one.
+        members = (
+            [f"{name}.{index}" for index in range(len(module))]
+            if isinstance(module, nn.ModuleList)
+            else [name]
+        )
+        names += [f"visual.{member}" for member in members]
+    return names or None
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
