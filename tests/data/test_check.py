@@ -200,3 +200,30 @@ def test_real_data(shared_data: Path) -> None:
     assert (report.rows, report.faults) == (6, [])
     videos = check_file(shared_data / "sharegpt-style" / "mllm_video_demo.json", decode=True)
     assert (videos.rows, videos.faults) == (3, [])
+
+
+def test_a_file_is_looked_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sightline.data import looks
+
+    seen: list[Any] = []
+    real = looks.verify_image
+
+    def counted(source: Any, *arguments: Any, **options: Any) -> tuple[int, int]:
+        seen.append(source)
+        return real(source, *arguments, **options)
+
+    monkeypatch.setattr(looks, "verify_image", counted)
+    check(folder, *[row(images=["good.png"]), row(images=["good.jpg"])] * 300)
+    assert sorted(seen) == [str(folder / "good.jpg"), str(folder / "good.png")]
+
+
+def test_decode_finds_frames_that_are_not_there(tmp_path: Path) -> None:
+    """The header of an avi announces 60 frames, the file is whole, and 24 come out."""
+    data = bytearray(clip("avi", frames=24))
+    # Length of the stream: 32 bytes into the strh chunk's content.
+    at = data.index(b"strh") + 8 + 32
+    data[at : at + 4] = (60).to_bytes(4, "little")
+    (tmp_path / "lies.avi").write_bytes(data)
+    damaged = row("<video>", videos=["lies.avi"])
+    assert check(tmp_path, damaged).faults == []
+    assert [fault.kind for fault in check(tmp_path, damaged, decode=True).faults] == ["truncated"]
