@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sightline.cli.app import main
+
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -57,27 +59,33 @@ def test_ready_answer_and_a_clean_end(server: tuple[subprocess.Popen[str], str],
     assert "Traceback" not in process.stderr.read()
 
 
-def fails(*arguments: str) -> tuple[int, str]:
-    process = start(*arguments)
-    _, errors = process.communicate(timeout=60)
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The exit code and the one line of error of a server that does not start."""
+    with pytest.raises(SystemExit) as left:
+        main(["serve", *arguments])
+    errors = capsys.readouterr().err.strip()
     assert "Traceback" not in errors
-    assert len(errors.strip().splitlines()) == 1
-    return process.returncode, errors
+    return int(left.value.code or 0), errors.splitlines()[-1]
 
 
-def test_a_taken_port(tiny_folder: Path) -> None:
+def test_a_taken_port(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, errors = fails("--model", str(tiny_folder), "--port", str(port))
+        code, error = fails(capsys, "--model", str(tiny_folder), "--port", str(port))
     assert code == 1
-    assert f"port {port} on 127.0.0.1 is in use" in errors
-    assert "--port" in errors
+    assert f"port {port} on 127.0.0.1 is in use" in error
+    assert "--port" in error
 
 
-def test_wrong_arguments(tmp_path: Path) -> None:
-    code, errors = fails("--model", str(tmp_path), "--port", "0")
-    assert (code, "config.json" in errors) == (1, True)
-    code, errors = fails("--model", str(tmp_path), "--port", "70000")
-    assert (code, "--port" in errors) == (2, True)
-    code, errors = fails("--model", str(tmp_path), "--host", "not a host", "--port", "0")
-    assert (code, "--host" in errors) == (2, True)
+def test_wrong_arguments(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    free = ("--model", str(tiny_folder), "--port", "0")
+    for arguments, code, words in (
+        (("--model", str(tmp_path), "--port", "0"), 1, "config.json"),
+        (("--model", str(tiny_folder), "--port", "70000"), 2, "--port"),
+        ((*free, "--host", "not a host"), 2, "--host"),
+        ((*free, "--max-model-len", "99999999"), 2, "max_model_len"),
+        ((*free, "--dtype", "int3"), 2, "int3"),
+        ((*free, "--adapter", str(tmp_path)), 1, "adapter_config.json"),
+    ):
+        found, error = fails(capsys, *arguments)
+        assert (found, words in error) == (code, True), error
