@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,9 @@ import typer
 
 
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the run.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the run.")] = Path(
+        "runs/demo"
+    ),
     train_seconds: Annotated[float, typer.Option(help="Seconds of training.")] = 240.0,
     questions: Annotated[int, typer.Option(help="Held-out questions to measure with.")] = 500,
     seed: Annotated[int, typer.Option(help="Chooses questions and training rows, and the training.")] = 0,
@@ -26,13 +29,14 @@ def command(
 
     Example:  sightline demo --train-seconds 60
     """
+    started = time.perf_counter()
     from sightline.demo.journey import run_demo
     from sightline.demo.settings import Settings
     from sightline.demo.summary import closing_lines
     from sightline.progress import note
 
     settings = Settings(train_seconds, questions, seed, base)
-    report = run_demo(output, settings, fresh=fresh, say=note if as_json else typer.echo)
+    report = run_demo(output, settings, fresh=fresh, say=note if as_json else typer.echo, started=started)
     if as_json:
         typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
     else:

@@ -28,7 +28,9 @@ def loss_curve(entries: Sequence[Mapping[str, Any]]) -> Curve | None:
     """The training loss of a log over its steps; None where fewer than two losses were logged."""
     from sightline.training.curves import smooth
 
-    found = [(entry["step"], entry["loss"]) for entry in entries if math.isfinite(entry.get("loss", math.nan))]
+    found = [
+        (entry["step"], entry["loss"]) for entry in entries if math.isfinite(entry.get("loss", math.nan))
+    ]
     if len(found) < 2:
         return None
     steps, losses = [step for step, _ in found], [loss for _, loss in found]
@@ -39,7 +41,7 @@ def loss_curve(entries: Sequence[Mapping[str, Any]]) -> Curve | None:
         pairs = zip(steps, values, strict=True)
         return " ".join(f"{100 * step / right:.2f},{100 - 100 * value / top:.2f}" for step, value in pairs)
 
-    average = smooth(losses)
+    average = smooth(losses, 0.6)
     return Curve(
         raw=points(losses),
         smooth=points(average),
@@ -73,9 +75,13 @@ def draw_accuracy(kinds: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     width = 0.36
     for place, (name, color) in enumerate((("before", "#9aa5b1"), ("after", "#2563c9"))):
         x = [index + (place - 0.5) * width for index in range(len(kinds))]
-        bars = axis.bar(x, [100 * kind[name] for kind in kinds.values()], width * 0.94, color=color, label=name)
+        bars = axis.bar(
+            x, [100 * kind[name] for kind in kinds.values()], width * 0.94, color=color, label=name
+        )
         axis.bar_label(bars, fmt="%.0f %%", padding=2, fontsize=9)
-    guesses = [(index, kind["guess"]) for index, kind in enumerate(kinds.values()) if kind["guess"] is not None]
+    guesses = [
+        (index, kind["guess"]) for index, kind in enumerate(kinds.values()) if kind["guess"] is not None
+    ]
     axis.hlines(
         [100 * guess for _, guess in guesses],
         [index - width for index, _ in guesses],
@@ -92,6 +98,15 @@ def draw_accuracy(kinds: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.25)
     axis.set_axisbelow(True)
-    axis.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    handles, names = axis.get_legend_handles_labels()
+    order = [names.index(name) for name in ("before", "after", "guessing")]
+    axis.legend(
+        [handles[index] for index in order],
+        [names[index] for index in order],
+        frameon=False,
+        ncols=3,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1.14),
+    )
     with replacing(path, "wb") as file:
         figure.savefig(file, format="png", dpi=140)

@@ -7,6 +7,7 @@ import mimetypes
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sightline.demo.words import printable
 from sightline.errors import SightlineError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def ask(address: Address, picture: Path, question: str, *, max_tokens: int) -> s
     except openai.OpenAIError as error:
         reason = " ".join(str(error).split())[:300]
         raise SightlineError(f"the server at {address.url} did not answer: {reason}") from error
-    return (reply.choices[0].message.content or "").strip()
+    return printable(reply.choices[0].message.content or "")
 
 
 def data_url(path: Path) -> str:

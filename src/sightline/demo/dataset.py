@@ -6,18 +6,19 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sightline.data.check import check_file
 from sightline.data.conversation import Conversation
 from sightline.data.formats import convert
-from sightline.data.rows import load_conversations, to_row, write_rows
+from sightline.data.rows import read_rows, write_rows
 from sightline.demo.fetch import file_sha256
 from sightline.demo.settings import KINDS, TRAINING_SHARES, Settings
 from sightline.errors import SightlineError, UsageError
 from sightline.files import replacing_folder
+
+Row = dict[str, Any]
 
 TRAIN, HELD_OUT = "train.jsonl", "held-out.jsonl"
 _KIND_OF = {answer: kind for kind, answers in KINDS.items() for answer in answers}
@@ -41,17 +42,19 @@ def prepare(folder: Path, settings: Settings, counter: Callable[[Conversation], 
     rng = random.Random(settings.seed)
     with replacing_folder(folder) as place:
         held = _proportional(_converted("test", place), settings.questions, rng)
-        pictures = {_picture(row) for row in held}
-        rows, twins = _without(_balanced(_converted("train", place), settings.rows, rng), pictures)
-        write_rows(place / HELD_OUT, map(to_row, held))
-        write_rows(place / TRAIN, map(to_row, rows))
+        rows = _balanced(_converted("train", place), settings.rows, rng)
+        shown, trained = set(_pictures(held, place)), _pictures(rows, place)
+        twins = shown & set(trained)
+        rows = [row for row, picture in zip(rows, trained, strict=True) if picture not in twins]
+        write_rows(place / HELD_OUT, held)
+        write_rows(place / TRAIN, rows)
         tokens = [_check(place / name, counter) for name in (TRAIN, HELD_OUT)]
     return {
         "train": _counts(rows),
         "held_out": _counts(held),
-        "train_pictures": len({_picture(row) for row in rows}),
-        "held_out_pictures": len(pictures),
-        "pictures_left_out": twins,
+        "train_pictures": len(set(trained) - twins),
+        "held_out_pictures": len(shown),
+        "pictures_left_out": len(twins),
         "mean_tokens": round(sum(map(sum, tokens)) / sum(map(len, tokens)), 1),
     }
 
@@ -67,7 +70,7 @@ def kind_of(answer: str) -> str:
     return _KIND_OF[answer]
 
 
-def _converted(split: str, folder: Path) -> dict[str, list[Conversation]]:
+def _converted(split: str, folder: Path) -> dict[str, list[Row]]:
     """The rows of a split by kind, through the same converter that a user's own data goes through."""
     path = folder / f"easy-vqa-{split}.jsonl"
     report = convert(f"easy-vqa:{split}", path)
@@ -76,15 +79,15 @@ def _converted(split: str, folder: Path) -> dict[str, list[Conversation]]:
             f"easy-vqa is damaged ({len(report.bad)} faulty rows, {report.missing} missing pictures); "
             "install it again: pip install --force-reinstall easy-vqa"
         )
-    found: dict[str, list[Conversation]] = {kind: [] for kind in KINDS}
-    for row in load_conversations(path):
-        row.extra["kind"] = kind_of(row.answer or "")
-        found[row.extra["kind"]].append(row)
+    found: dict[str, list[Row]] = {kind: [] for kind in KINDS}
+    for _, row in read_rows(path):
+        kind = kind_of(row["messages"][-1]["content"])
+        found[kind].append({**row, "kind": kind})
     path.unlink()
     return found
 
 
-def _proportional(rows: dict[str, list[Conversation]], count: int, rng: random.Random) -> list[Conversation]:
+def _proportional(rows: dict[str, list[Row]], count: int, rng: random.Random) -> list[Row]:
     """A sample in the mixture of `rows`: as many of each kind as its share says, largest remainders first."""
     total = sum(map(len, rows.values()))
     if count > total:
@@ -96,34 +99,24 @@ def _proportional(rows: dict[str, list[Conversation]], count: int, rng: random.R
     return _drawn(rows, wanted, rng)
 
 
-def _balanced(rows: dict[str, list[Conversation]], count: int, rng: random.Random) -> list[Conversation]:
+def _balanced(rows: dict[str, list[Row]], count: int, rng: random.Random) -> list[Row]:
     """A sample in the mixture `TRAINING_SHARES`, smaller than `count` where the rows do not suffice."""
     whole = sum(TRAINING_SHARES.values())
     count = min(count, *(int(len(rows[kind]) * whole / share) for kind, share in TRAINING_SHARES.items()))
     return _drawn(rows, {kind: int(count * share / whole) for kind, share in TRAINING_SHARES.items()}, rng)
 
 
-def _drawn(
-    rows: dict[str, list[Conversation]], wanted: dict[str, int], rng: random.Random
-) -> list[Conversation]:
+def _drawn(rows: dict[str, list[Row]], wanted: dict[str, int], rng: random.Random) -> list[Row]:
     chosen = [row for kind in KINDS for row in rng.sample(rows[kind], wanted[kind])]
     rng.shuffle(chosen)
     return chosen
 
 
-def _without(rows: list[Conversation], pictures: set[str]) -> tuple[list[Conversation], int]:
-    """(rows whose picture is none of `pictures`, compared byte by byte; number of pictures left out)"""
-    twins = {picture for row in rows if (picture := _picture(row)) in pictures}
-    return [row for row in rows if _picture(row) not in twins], len(twins)
-
-
-def _picture(row: Conversation) -> str:
-    return _sum(str(row.images[0].source))
-
-
-@lru_cache(maxsize=None)
-def _sum(path: str) -> str:
-    return file_sha256(Path(path))
+def _pictures(rows: list[Row], folder: Path) -> list[str]:
+    """What the picture of each row is, byte by byte: its sha256."""
+    paths = [str(row["images"][0]) for row in rows]  # from `folder`, as the converter writes them
+    sums = {path: file_sha256(folder / path) for path in set(paths)}
+    return [sums[path] for path in paths]
 
 
 def _check(path: Path, counter: Callable[[Conversation], Any]) -> list[int]:
@@ -134,8 +127,8 @@ def _check(path: Path, counter: Callable[[Conversation], Any]) -> list[int]:
     return report.tokens
 
 
-def _counts(rows: Iterable[Conversation]) -> dict[str, int]:
-    found = Counter(row.extra["kind"] for row in rows)
+def _counts(rows: Iterable[Row]) -> dict[str, int]:
+    found = Counter(row["kind"] for row in rows)
     return {"rows": sum(found.values()), **{kind: found[kind] for kind in KINDS}}
 
 

@@ -24,7 +24,7 @@ from sightline.demo.settings import (
 )
 from sightline.engine.results import weights_mark
 from sightline.files import replacing
-from sightline.progress import note
+from sightline.progress import duration, note
 
 if TYPE_CHECKING:
     from sightline.engine.llm import LLM
@@ -33,13 +33,19 @@ STEPS = ("model", "data", "before", "train", "merge", "after", "serve", "report"
 
 
 def run_demo(
-    output: str | Path, settings: Settings, *, fresh: bool = False, say: Callable[[str], None] = print
+    output: str | Path,
+    settings: Settings,
+    *,
+    fresh: bool = False,
+    say: Callable[[str], None] = print,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Do what is left to do in `output` and write the report.
 
     Args:
         fresh: forget what an earlier run left there.
         say: told one line for each step.
+        started: when the command began, as `time.perf_counter` tells it; None is now.
 
     Returns:
         The contents of report.json.
@@ -47,7 +53,7 @@ def run_demo(
     Raises:
         SightlineError: a library, room or the model is missing, or a step failed. Running it again goes on.
     """
-    start = time.perf_counter()
+    start = time.perf_counter() if started is None else started
     output = Path(output)
     check_libraries(settings)
     _quiet_libraries()
@@ -189,7 +195,7 @@ class Journey:
                 f"#   sightline train {path} output=runs/mine lora.r=32\n"
             )
             yaml.safe_dump(values, file, sort_keys=False)
-        note(f"{words.number(STEPS, 'train')}training for {words.duration(self.settings.train_seconds)}")
+        note(f"{words.number(STEPS, 'train')}training for {duration(self.settings.train_seconds)}")
         result = train(parse_config(values, str(path)))
         return {**asdict(result), "batch_size": values["batch_size"]}
 
@@ -216,14 +222,19 @@ class Journey:
         return self._engine
 
     def _release(self) -> None:
+        from sightline.hardware.accelerator import find
+
         self._engine = None
         gc.collect()
+        find().empty_cache()
 
     def _report(self, start: float) -> dict[str, Any]:
         from sightline.demo.report import write_report
 
         begun = time.perf_counter()
-        earlier = sum(done.seconds_without_download - done.spent for done in self.run.done if done.state != "new")
+        earlier = sum(
+            done.seconds_without_download - done.spent for done in self.run.done if done.state != "new"
+        )
         report = write_report(
             self.run,
             self.settings,

@@ -36,7 +36,7 @@ def write_report(run: RunFolder, settings: Settings, total: Callable[[], float])
         The contents of report.json.
     """
     results = {done.name: done.result for done in run.done}
-    rows = _answers(run.path)
+    rows = answer_rows(run.path)
     report = summary(run, settings, results)
     draw_accuracy({"all": _all_kinds(report), **report["accuracy_by_kind"]}, run.path / "accuracy.png")
     # The page takes moments to draw; its own time is not in its timings.
@@ -113,7 +113,7 @@ def render(report: dict[str, Any], rows: list[dict[str, Any]], folder: Path, set
     """The page, with everything in it.
 
     Args:
-        rows: of `_answers`.
+        rows: of `answer_rows`.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -127,10 +127,16 @@ def render(report: dict[str, Any], rows: list[dict[str, Any]], folder: Path, set
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"percent": words.percent, "duration": duration, "size": size}
+    pages.filters |= {
+        "percent": words.percent,
+        "duration": duration,
+        "size": size,
+        "millions": words.millions,
+    }
+    worked = sum(step["seconds"] for step in report["steps"])
     served = [{**answer, "image": data_url(Path(answer["picture"]))} for answer in report["server_answers"]]
     pretrained = report["model"]["pretrained"]
-    return pages.get_template("report.html").render(
+    page = pages.get_template("report.html").render(
         r=report,
         total=_all_kinds(report),
         kinds=report["accuracy_by_kind"],
@@ -142,9 +148,11 @@ def render(report: dict[str, Any], rows: list[dict[str, Any]], folder: Path, set
         served=served,
         pretrained=pretrained,
         pretraining=json.loads(pretrained["training"]) if pretrained else {},
+        rest={"name": "rest", "seconds": max(0.0, report["total_seconds"] - worked), "state": "new"},
         longest=max(step["seconds"] for step in report["steps"]),
         next_steps=next_steps(report, folder),
     )
+    return page.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def interval(right: int, count: int) -> tuple[float, float]:
@@ -172,22 +180,22 @@ def mistakes(rows: list[dict[str, Any]]) -> list[tuple[str, str, str, int]]:
     return [(*which, count) for which, count in found.most_common(_MISTAKES)]
 
 
-def _answers(folder: Path) -> list[dict[str, Any]]:
+def answer_rows(folder: Path) -> list[dict[str, Any]]:
     """Held-out rows with the answers before and after, and whether they are right."""
     from sightline.engine.accuracy import score
 
-    scored = [
-        score(dataset.read_json_rows(folder / name)).rows for name in ("before.jsonl", "after.jsonl")
-    ]
+    scored = [score(dataset.read_json_rows(folder / name)).rows for name in ("before.jsonl", "after.jsonl")]
     return [
         {
             **row,
-            "before": before.get("answer", "").strip(),
-            "after": after.get("answer", "").strip(),
+            "before": words.shown(before),
+            "after": words.shown(after),
             "right_before": before["right"],
             "right_after": after["right"],
         }
-        for row, before, after in zip(words.held_out(folder / "data" / dataset.HELD_OUT), *scored, strict=True)
+        for row, before, after in zip(
+            words.held_out(folder / "data" / dataset.HELD_OUT), *scored, strict=True
+        )
     ]
 
 

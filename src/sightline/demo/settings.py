@@ -42,11 +42,12 @@ TRAINING: dict[str, Any] = {
     "min_pixels": MIN_PIXELS,
     "max_pixels": MAX_PIXELS,
     "log_interval": 10,
-    # What an interruption may cost: about half a minute on two cores.
-    "save_interval": 40,
     "save_total_limit": 1,
     "tensorboard": False,
 }
+
+# Optimizer steps between checkpoints: what an interruption may cost is half a minute on two cores.
+SAVE_INTERVAL = 40
 
 EVALUATION_BATCH = 50
 # The longest right answer ("rectangle") has 3 tokens and an end.
@@ -73,7 +74,9 @@ class Settings:
         if not 0 < self.train_seconds < math.inf:
             raise UsageError(f"--train-seconds must be above 0, not {self.train_seconds:g}")
         if self.questions < 12:
-            raise UsageError(f"--questions must be at least 12, so that every kind is asked, not {self.questions}")
+            raise UsageError(
+                f"--questions must be at least 12, so that every kind is asked, not {self.questions}"
+            )
 
     @property
     def rows(self) -> int:
@@ -84,4 +87,6 @@ class Settings:
 def training_values(settings: Settings, model: Path, data: Path, output: Path) -> dict[str, Any]:
     """The fields of the training run, as they stand in train.yaml."""
     paths = {"model": str(model), "data": str(data), "output": str(output)}
-    return {**paths, **TRAINING, "max_seconds": settings.train_seconds, "seed": settings.seed}
+    interval = max(1, min(SAVE_INTERVAL, round(settings.train_seconds / 6)))
+    own = {"save_interval": interval, "max_seconds": settings.train_seconds, "seed": settings.seed}
+    return {**paths, **TRAINING, **own}

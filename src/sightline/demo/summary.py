@@ -6,7 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from sightline.demo.words import duration, percent
+from sightline.demo.words import percent
+from sightline.progress import duration
 
 # Stands for the folder of a real checkpoint in the commands.
 CHECKPOINT = "Qwen2.5-VL-3B-Instruct"
@@ -25,6 +26,8 @@ def closing_lines(report: dict[str, Any], output: Path) -> list[str]:
         f"{report['peak_memory_bytes'] / 1e9:.1f} GB of memory, {report['environment']['device']}",
         f"Report: {output / 'report.html'}",
     ]
+    if all(step["state"] == "reused" for step in report["steps"]):
+        lines.append("All steps had been done by an earlier run; --fresh does them again.")
     for title, commands in next_steps(report, output).items():
         lines += ["", f"{title}:", *(f"  {command}" for command in commands)]
     return lines

@@ -9,8 +9,6 @@ from typing import Any
 from sightline.demo.settings import KINDS
 from sightline.progress import duration
 
-__all__ = ["TEXTS", "answer_lines", "duration", "held_out", "judged", "number", "percent", "step_line"]
-
 _NOTES = {"new": "", "resumed": ", with an earlier run", "reused": ", done by an earlier run"}
 
 
@@ -25,6 +23,11 @@ def number(steps: Sequence[str], name: str) -> str:
 
 def percent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %")
+
+
+def millions(count: int) -> str:
+    """136_912_000 -> "137 M", 110_000 -> "0.11 M"."""
+    return f"{count / 1e6:.{2 if count < 10**6 else 1 if count < 10**7 else 0}f} M"
 
 
 def held_out(path: Path) -> list[dict[str, Any]]:
@@ -49,6 +52,18 @@ def judged(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "right": normalise(row["answer"]) == normalise(row["expected"])}
 
 
+def shown(row: Mapping[str, Any]) -> str:
+    """The answer of a result row on one line, with dots where it was cut off."""
+    cut = "…" if row.get("finish_reason") == "length" else ""
+    return printable(row.get("answer", "")) + cut
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with a mark for each character that cannot be shown."""
+    plain = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in plain)
+
+
 def answer_lines(answers: Iterable[Mapping[str, Any]]) -> list[str]:
     return [
         f"            {answer['question']}  ->  {answer['answer']}  "
@@ -58,7 +73,7 @@ def answer_lines(answers: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _model(result: Mapping[str, Any]) -> str:
-    size = f"{result['parameters'] / 1e6:,.0f} M parameters"
+    size = f"{millions(result['parameters'])} parameters"
     if result["pretrained"] is None:
         return f"{result['folder']}, {size}"
     return f"SmolLM2-135M inside a Qwen2.5-VL with a small pre-trained vision tower, {size}"
