@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from sightline import LLM, SamplingParams
+from sightline import LLM, SamplingParams, process_vision_info
 from sightline.engine.inputs import read_messages, read_prompt
 from sightline.errors import SightlineError, UsageError
 
@@ -38,7 +38,9 @@ def test_the_example_of_vllm_users(tiny_folder: Path) -> None:
         {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "what?"}]}
     ]
     prompt = llm.get_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    inputs = [{"prompt": prompt, "multi_modal_data": {"image": [image]}}]
+    image_inputs, video_inputs = process_vision_info(messages)
+    assert not video_inputs
+    inputs = [{"prompt": prompt, "multi_modal_data": {"image": image_inputs}}]
     outputs = llm.generate(inputs, sampling_params=sampling_params)
     assert isinstance(outputs[0].outputs[0].text, str)
     assert outputs[0].finished
@@ -116,6 +118,49 @@ def test_threads_take_turns(llm: LLM) -> None:
     for thread in threads:
         thread.join()
     assert found == [expected] * 6
+
+
+def test_one_computes_at_a_time(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=8)
+    first, second = llm.prepare("a", params), llm.prepare("is it", params)
+    stream = llm.stream(first)
+    next(stream)
+    waiting = threading.Thread(target=llm.run, args=([second],))
+    waiting.start()
+    waiting.join(0.3)
+    assert second.requests[0].output.token_ids == []
+    assert len(list(stream)) > 1
+    waiting.join()
+    assert len(second.requests[0].output.token_ids) == 8
+
+
+def test_an_adapter_answers_as_its_merged_model(tiny_folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from sightline.checkpoints.merge import merge
+    from sightline.models.families import FAMILIES
+
+    base = FAMILIES["qwen2_5_vl"].model_class().from_pretrained(tiny_folder)
+    targets = r".*language_model.*(q_proj|up_proj)"
+    config = LoraConfig(target_modules=targets, modules_to_save=["merger"], init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    merge(tiny_folder, tmp_path / "adapter", tmp_path / "merged")
+    params = SamplingParams(temperature=0, max_tokens=12)
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": Pillow.new("RGB", (80, 60), "red")}, "what?"]}
+    ]
+    answers = [
+        LLM(folder, adapter=adapter, dtype="fp32", device="cpu")
+        .chat(messages, params)[0]
+        .outputs[0]
+        .token_ids
+        for folder, adapter in (
+            (tiny_folder, tmp_path / "adapter"),
+            (tmp_path / "merged", None),
+            (tiny_folder, None),
+        )
+    ]
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_stop_text_and_lengths(llm: LLM) -> None:
@@ -215,6 +260,9 @@ def test_arrays_become_pictures() -> None:
     frames = np.stack([red] * 4)
     clip = read_prompt({"prompt": "?", "multi_modal_data": {"video": (frames, {"fps": 3.0})}}).media.videos[0]
     assert (len(clip.source), clip.fps) == (4, 3.0)
+    half = {"fps": 30.0, "frames_indices": [0, 15, 30, 45]}
+    clip = read_prompt({"prompt": "?", "multi_modal_data": {"video": (frames, half)}}).media.videos[0]
+    assert clip.fps == 2.0
     several = read_prompt({"prompt": "?", "multi_modal_data": {"video": [frames, frames[:2]]}}).media.videos
     assert [len(video.source) for video in several] == [4, 2]
 

@@ -126,6 +126,25 @@ def test_forms_of_content(client: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens == 4
 
 
+def test_a_video(client: openai.OpenAI) -> None:
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width = stream.height = 64
+        for shade in range(0, 240, 30):
+            picture = Pillow.new("RGB", (64, 64), (shade, 0, 0))
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    url = "data:video/mp4;base64," + base64.b64encode(buffer.getvalue()).decode()
+    parts = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "what?"}]
+    messages: list[Any] = [{"role": "user", "content": parts}]
+    answer = client.chat.completions.create(model="tiny", messages=messages, max_tokens=3)
+    # Two seconds at two frames a second make two temporal patches of 2x2 tokens.
+    assert answer.usage.prompt_tokens_details.vision_tokens == 8
+
+
 def test_models_and_health(client: openai.OpenAI, address: Address) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
@@ -166,6 +185,7 @@ def test_models_and_health(client: openai.OpenAI, address: Address) -> None:
         ({"messages": about("data:image/png;base64,!!")}, 400, "messages"),
         ({"messages": about(*[data_url()] * 17)}, 400, "messages"),
         ({"messages": about(data_url((1, 900)))}, 400, "messages"),
+        ({"messages": about(data_url((8000, 6000)))}, 400, "messages"),
         ({"messages": about(text="a " * 3000)}, 400, "messages"),
         ({"messages": about(text="<|image_pad|>")}, 400, "messages"),
         ({"tools": [{"type": "function"}]}, 400, "tools"),

@@ -138,13 +138,21 @@ def _video(source: Any, options: Mapping[str, Any]) -> Video:
     rate = options.get("fps")
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Mapping):
         source, metadata = source
-        rate = rate or metadata.get("fps")
+        rate = rate or _sampled_rate(metadata)
     if isinstance(source, (list, tuple)):
         source = tuple(source)
     elif not isinstance(source, (str, bytes)):
         source = tuple(_pictures(source, 4))
     limits = {name: options.get(name) for name in ("min_pixels", "max_pixels", "max_frames")}
     return Video(source, fps=rate if isinstance(rate, (int, float)) else None, **limits)
+
+
+def _sampled_rate(metadata: Mapping[str, Any]) -> float | None:
+    """Frames a second of the frames given, from the file's rate and the numbers of those that were taken."""
+    rate, taken = metadata.get("fps"), metadata.get("frames_indices")
+    if rate and taken is not None and len(taken) > 1 and taken[-1] > taken[0]:
+        return float(rate * (len(taken) - 1) / (taken[-1] - taken[0]))
+    return rate
 
 
 def _pictures(array: Any, dimensions: int) -> list[Any]:
