@@ -131,7 +131,11 @@ def make_model_folder(
     common = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
     image = {"image_processor_type": "Qwen2VLImageProcessor", **common, "size": limits}
     (folder / "preprocessor_config.json").write_text(json.dumps(image))
-    clip = limits if model_type != "qwen3_vl" else {"shortest_edge": _MIN_PIXELS, "longest_edge": 8 * _MAX_PIXELS}
+    clip = (
+        limits
+        if model_type != "qwen3_vl"
+        else {"shortest_edge": _MIN_PIXELS, "longest_edge": 8 * _MAX_PIXELS}
+    )
     video = {"video_processor_type": "Qwen2VLVideoProcessor", **common, "size": clip}
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
     return folder

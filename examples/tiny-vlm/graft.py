@@ -1,6 +1,6 @@
 """Put the vision tower that a run trained into another checkpoint of the same tower shape.
 
-    python examples/tiny-vlm/graft.py BASE RUN OUT
+python examples/tiny-vlm/graft.py BASE RUN OUT
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def graft(base: Path, run: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("base", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("output", type=Path)
