@@ -18,7 +18,7 @@ import pytest
 from PIL import Image as Pillow
 
 from sightline import LLM, SamplingParams
-from sightline.engine.llm import Job
+from sightline.engine.job import Job
 from sightline.server.run import Address, serve_in_background
 
 

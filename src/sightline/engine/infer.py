@@ -11,7 +11,8 @@ from typing import Any
 
 from sightline.data.conversation import Conversation, Message, RowError, Text
 from sightline.data.rows import to_row
-from sightline.engine.llm import LLM, Job
+from sightline.engine.job import Job
+from sightline.engine.llm import LLM
 from sightline.engine.questions import Question, request_of
 from sightline.engine.results import ResultsFile, key_of, weights_mark
 from sightline.engine.sampling import SamplingParams

@@ -11,12 +11,12 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sightline.engine import batch
 from sightline.engine.inputs import Prompt, read_messages, read_prompt
+from sightline.engine.job import Delta, Job
 from sightline.engine.outputs import RequestOutput
 from sightline.engine.request import Request
 from sightline.engine.sampling import SamplingParams
@@ -25,48 +25,6 @@ from sightline.models.loading import load_model
 from sightline.progress import track
 
 _DEFAULTS_FROM_CHECKPOINT = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
-
-@dataclass
-class Job:
-    """A prompt on its way: the answers asked for are one request each."""
-
-    id: str
-    prompt: str | None
-    requests: list[Request]
-    preprocess: float
-
-    def output(self) -> RequestOutput:
-        first = self.requests[0]
-        metrics = replace(first.metrics, preprocess=self.preprocess)
-        metrics.total = max(request.metrics.total for request in self.requests)
-        return RequestOutput(
-            request_id=self.id,
-            prompt=self.prompt,
-            prompt_token_ids=first.encoded.input_ids.tolist(),
-            outputs=[request.output for request in self.requests],
-            vision_tokens=first.encoded.vision_tokens,
-            metrics=metrics,
-        )
-
-    def abort(self) -> None:
-        """End the answers at the next step; from any thread."""
-        for request in self.requests:
-            request.abort()
-
-    @property
-    def aborted(self) -> bool:
-        """Whether an answer was ended before its own end."""
-        return any(request.output.finish_reason == "abort" for request in self.requests)
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What one step added to one answer. `finish_reason` is set in an answer's last delta."""
-
-    index: int
-    text: str
-    finish_reason: str | None
 
 
 class LLM:

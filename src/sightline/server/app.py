@@ -17,7 +17,8 @@ import sightline
 from sightline.data.conversation import Conversation
 from sightline.data.images import image_size
 from sightline.data.videos import video_header
-from sightline.engine.llm import LLM, Job
+from sightline.engine.job import Job
+from sightline.engine.llm import LLM
 from sightline.engine.sampling import SamplingParams
 from sightline.errors import SightlineError
 from sightline.server.chat import BUDGET, ChatRequest, Reply, conversation_of, read_request, sampling_of

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sightline.engine.llm import Delta, Job
+from sightline.engine.job import Delta, Job
 from sightline.server.chat import Reply
 from sightline.server.errors import error_body
 from sightline.server.worker import STOPPING

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from sightline.engine.llm import LLM, Delta, Job
+from sightline.engine.job import Delta, Job
+from sightline.engine.llm import LLM
 from sightline.server.errors import RequestError
 
 Result = TypeVar("Result")
