@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,5 @@ def settings(tiny_folder: Path, rows: Path, tmp_path: Path) -> Callable[..., Tra
 
 
 @pytest.fixture(autouse=True)
-def _same_start() -> Iterator[None]:
+def _same_start() -> None:
     torch.manual_seed(0)
-    yield

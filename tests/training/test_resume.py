@@ -176,8 +176,17 @@ def test_other_rows_are_refused(
     values = {"data": data, "media_root": rows.parent, "max_steps": 4, "save_interval": 1}
     interrupted(monkeypatch, settings(**values), 2)
     data.write_text("\n".join(lines[1:] + lines[:1]))
-    with pytest.raises(SightlineError, match="the training rows are not those that .* began with"):
+    with pytest.raises(SightlineError, match=r"the training rows are not those that .* began with"):
         train(settings(**values))
+
+
+def test_other_number_of_processes_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(max_steps=3, save_interval=1)
+    interrupted(monkeypatch, config, 2)
+    mark = config.output / "checkpoints/checkpoint-2/sightline.json"
+    mark.write_text(mark.read_text().replace('"processes": 1', '"processes": 4'))
+    with pytest.raises(SightlineError, match="was trained by 4 processes, now there are 1"):
+        train(config)
 
 
 def test_how_a_run_is_watched_may_change(

@@ -84,11 +84,14 @@ def _print_samples(config: TrainConfig, count: int) -> None:
 
 def _train(config: TrainConfig, json_output: bool) -> None:
     import json
+    import os
     from dataclasses import asdict
 
     from sightline.training.run import train
 
     result = train(config)
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun one process speaks for all
     if json_output:
         typer.echo(json.dumps(asdict(result)))
         return

@@ -79,7 +79,12 @@ def _load_module(folder: Path, processor: Processor, dtype: torch.dtype, attenti
     transformers.logging.disable_progress_bar()  # a line for every tensor where stderr is no terminal
     try:
         module, report = processor.family.model_class().from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, attn_implementation=attention, use_safetensors=True
+            folder,
+            dtype=dtype,
+            output_loading_info=True,
+            attn_implementation=attention,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
         )
     except Exception as error:
         # transformers and safetensors raise many kinds here; each means that the folder cannot be loaded.
@@ -106,7 +111,7 @@ def check_weights(folder: Path) -> None:
     if index.exists():
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SightlineError(f"cannot read {index}: {error}") from error
         missing = sorted(name for name in shards if not (folder / name).exists())
         if missing:

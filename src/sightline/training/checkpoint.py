@@ -69,7 +69,12 @@ class WholeCallback(TrainerCallback):
             distributed.barrier()  # every process has written its random state
         if state.is_world_process_zero:
             output = Path(args.output_dir)
-            mark = {"step": state.global_step, "seconds": self._meter.seconds, "data": self._data}
+            mark = {
+                "step": state.global_step,
+                "seconds": self._meter.seconds,
+                "data": self._data,
+                "processes": args.world_size,
+            }
             write_json(output / f"checkpoint-{state.global_step}" / _WHOLE, mark)
             for folder in _whole(output)[: -self._limit]:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -91,10 +96,16 @@ def fingerprint(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def check_data(checkpoint: Path, data: str) -> None:
-    """Raises SightlineError where a run would go on with other samples than it began with."""
-    recorded = _mark_of(checkpoint).get("data", data)
-    if recorded != data:
+def check_mark(checkpoint: Path, data: str, processes: int) -> None:
+    """Raises SightlineError where a run would go on with other samples or processes than it began with."""
+    mark = _mark_of(checkpoint)
+    before = mark.get("processes", processes)
+    if before != processes:
+        raise SightlineError(
+            f"{checkpoint.parent.parent} was trained by {before} processes, now there are {processes}; start "
+            f"{before}, or choose another output folder to start a new run"
+        )
+    if mark.get("data", data) != data:
         raise SightlineError(
             f"the training rows are not those that {checkpoint.parent.parent} began with; bring them back, or "
             "choose another output folder to start a new run"

@@ -98,7 +98,7 @@ def train(config: TrainConfig) -> TrainResult:
     )
     trainer.remove_callback(PrinterCallback)
     if resume_from is not None:
-        checkpoint.check_data(resume_from, data)
+        checkpoint.check_mark(resume_from, data, trainer.args.world_size)
         note(f"going on from {resume_from}")
         meter.earlier = checkpoint.seconds_of(resume_from)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)

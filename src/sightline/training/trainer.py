@@ -56,6 +56,13 @@ class SightlineTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         return LengthGroupedSampler(self._lengths, self._train_batch_size, self._config.seed)
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = super().get_train_dataloader()
+        # A loader draws a number for its processes, from the generator of dropout unless it has its own: the
+        # number of loader processes would then change what is computed.
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator()
+        return loader
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         started = time.perf_counter()
         try:
