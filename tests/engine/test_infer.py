@@ -122,6 +122,14 @@ def test_results_of_another_run_are_refused(llm: LLM, tiny_folder: Path, data: P
     assert out.read_text() == "my notes\n"
 
 
+def test_text_that_is_not_unicode_is_an_error_row(llm: LLM, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"messages": [{"role": "user", "content": "a \\ud800"}]}\n')
+    for _ in range(2):
+        rows, _ = infer(llm, from_dataset(data), PARAMS, tmp_path / "out.jsonl")
+        assert "character 3" in rows[0]["error"]
+
+
 def test_long_prompts_are_error_rows(llm: LLM) -> None:
     rows, summary = infer(llm, [*from_prompt("a " * 50), *from_prompt("a")], PARAMS, max_input_length=30)
     assert "above the input limit of 30" in rows[0]["error"]

@@ -82,6 +82,13 @@ def test_what_can_be_drawn(settings: dict[str, Any], expected: set[int]) -> None
     assert drawn(**settings) == expected
 
 
+def test_extreme_settings_still_choose() -> None:
+    generator, logits = torch.Generator(), torch.tensor([30.0, -30.0, 1.0])
+    params = SamplingParams(repetition_penalty=1e-40, temperature=1e-4)
+    seen = torch.tensor([0, 1])
+    assert choose(logits, params, seen=seen, banned=[2], generator=generator) == 0
+
+
 def test_frequencies_follow_the_probabilities() -> None:
     generator = torch.Generator().manual_seed(1)
     logits, params = PROBABILITIES.log(), SamplingParams()

@@ -168,6 +168,7 @@ def test_models_and_health(client: openai.OpenAI, address: Address) -> None:
         ({"stop": 3}, 400, "stop"),
         ({"stop": ["a", ""]}, 400, "stop"),
         ({"stop_token_ids": ["a"]}, 400, "stop_token_ids[0]"),
+        ({"stop_token_ids": [10**9], "min_tokens": 1}, 400, "stop_token_ids"),
         ({"stream": "yes"}, 400, "stream"),
         ({"stream_options": {"include_usage": 1}}, 400, "stream_options.include_usage"),
         ({"seed": "x"}, 400, "seed"),
@@ -332,3 +333,19 @@ def test_stopping_ends_running_and_waiting_requests(llm: LLM, stream: bool) -> N
         assert "the server is stopping" in reply.text
         assert reply.status_code == (200 if stream else 503)
     assert not llm._compute.locked()
+
+
+def test_a_failing_engine_tells_clients_nothing_of_its_inside(
+    llm: LLM, address: Address, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(job: Job) -> None:
+        raise RuntimeError("secret path /x")
+
+    monkeypatch.setattr(llm, "stream", fail)
+    for stream, status in ((False, 500), (True, 200)):
+        body = {"messages": about(), "stream": stream}
+        reply = httpx.post(f"{address.url}/chat/completions", json=body, timeout=60)
+        assert reply.status_code == status
+        assert "the server failed while answering" in reply.text
+        assert "secret" not in reply.text
+    assert "secret path /x" in caplog.text

@@ -54,6 +54,16 @@ def read_prompt(prompt: Any) -> Prompt:
     raise UsageError('a prompt given as a dict needs "prompt" (text) or "prompt_token_ids" (a list of ids)')
 
 
+def check_text(prompt: Prompt) -> None:
+    """Raises UsageError where a text is not Unicode: JSON may hold half of a surrogate pair."""
+    texts = [part.text for part in prompt.media.parts() if isinstance(part, Text)]
+    for text in [*texts, prompt.text or ""]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"character {error.start + 1} of a text is half of a surrogate pair") from error
+
+
 def read_messages(messages: Any) -> Conversation:
     """OpenAI's messages as a conversation. Content is a text or a list of parts: text, image_url, image,
     video_url, video; pictures may also be PIL images, and videos lists of them.

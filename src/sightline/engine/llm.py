@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from sightline.engine import batch
-from sightline.engine.inputs import Prompt, read_messages, read_prompt
+from sightline.engine.inputs import Prompt, check_text, read_messages, read_prompt
 from sightline.engine.job import Delta, Job
 from sightline.engine.outputs import RequestOutput
 from sightline.engine.request import Request
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling import ParameterError, SamplingParams
 from sightline.errors import SightlineError, UsageError
 from sightline.models.loading import load_model
 from sightline.progress import track
@@ -147,6 +147,8 @@ class LLM:
         """
         start, prompt = time.perf_counter(), read_prompt(prompt)
         self._check_counts(prompt)
+        self._check_stops(params)
+        check_text(prompt)
         with self._preprocess:
             encoded = self._encode(prompt)
         length = len(encoded.input_ids)
@@ -242,6 +244,11 @@ class LLM:
         wrong = next((token for token in ids if not 0 <= token < most), None)
         if wrong is not None:
             raise UsageError(f"the prompt holds the token id {wrong}, but the model knows 0 to {most - 1}")
+
+    def _check_stops(self, params: SamplingParams) -> None:
+        most = self.model.processor.config.get_text_config().vocab_size
+        if any(token >= most for token in params.stop_ids):
+            raise ParameterError("stop_token_ids", f"must lie between 0 and {most - 1}")
 
     def _check_length(self, length: int, vision: int) -> None:
         if length >= self.max_model_len:

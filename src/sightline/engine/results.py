@@ -20,7 +20,7 @@ from sightline.errors import SightlineError
 def key_of(request: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """The key of a row: a hash over its question and the run's settings, both of plain JSON values."""
     text = json.dumps([request, settings], sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    return hashlib.sha256(_bytes(text)).hexdigest()[:20]
 
 
 def weights_mark(*folders: str | Path | None) -> list[tuple[str, int, int]]:
@@ -70,7 +70,7 @@ class ResultsFile:
         assert self._file is not None, "append belongs inside the with block"
         row = {"key": self._keys[len(self.rows)], **row}
         try:
-            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            self._file.write(_bytes(json.dumps(row, ensure_ascii=False)) + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -103,6 +103,11 @@ class ResultsFile:
                 f"{self.path} holds other results (line {number + 1}: other questions, model or settings); "
                 "choose another output or remove it"
             )
+
+
+def _bytes(text: str) -> bytes:
+    """JSON in UTF-8; half of a surrogate pair, which JSON may hold and UTF-8 may not, stays an escape."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

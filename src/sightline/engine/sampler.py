@@ -9,6 +9,7 @@ import torch
 from sightline.engine.sampling import SamplingParams
 
 _LEAST_TEMPERATURE = 0.01  # below, float32 logits overflow; vLLM clamps at the same value
+_LARGEST = 1e30
 
 
 def choose(
@@ -34,7 +35,9 @@ def choose(
         logits = logits.index_fill(0, torch.tensor(sorted(banned), device=logits.device), -torch.inf)
     if params.greedy:
         return int(logits.argmax())
-    return _sampled(logits.cpu() / max(params.temperature, _LEAST_TEMPERATURE), params, generator)
+    # Bounded, so that no penalty or temperature makes an infinity, which has no softmax.
+    bounded = logits.cpu().clamp(-_LARGEST, _LARGEST)
+    return _sampled(bounded / max(params.temperature, _LEAST_TEMPERATURE), params, generator)
 
 
 def _penalised(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:

@@ -19,7 +19,7 @@ from sightline.data.images import image_size
 from sightline.data.videos import video_header
 from sightline.engine.job import Job
 from sightline.engine.llm import LLM
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling import ParameterError, SamplingParams
 from sightline.errors import SightlineError
 from sightline.server.chat import BUDGET, ChatRequest, Reply, conversation_of, read_request, sampling_of
 from sightline.server.errors import RequestError, error_body
@@ -91,6 +91,8 @@ def _prepare(llm: LLM, conversation: Conversation, params: SamplingParams) -> Jo
         for video in conversation.videos:
             video_header(video.source, BUDGET)
         return llm.prepare(conversation, params)
+    except ParameterError as error:
+        raise RequestError(str(error), param=error.name) from error
     except SightlineError as error:
         raise RequestError(str(error), param="messages") from error
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sightline.engine.job import Delta, Job
 from sightline.server.chat import Reply
-from sightline.server.errors import error_body
+from sightline.server.errors import RequestError, error_body
 from sightline.server.worker import STOPPING
 
 DONE = "data: [DONE]\n\n"
@@ -36,10 +36,9 @@ async def chat_events(
             yield event(error_body(STOPPING, status=503))
         elif include_usage:
             yield event(reply.usage_chunk(job.output()))
-    except Exception:
-        # The status line is gone, so the error travels as an event; the cause is in the server's log.
-        yield event(error_body("the server failed while answering", status=500))
-        raise
+    except RequestError as error:
+        # The status line is gone already, so the error travels as an event.
+        yield event(error.body)
     finally:
         job.abort()
     yield DONE

@@ -36,12 +36,16 @@ class Worker:
         return await asyncio.wrap_future(self._submit(self._openers, prepare))
 
     async def answer(self, job: Job) -> AsyncIterator[Delta]:
-        """The deltas of a job. Leaving the loop, or its cancellation, aborts the job."""
+        """The deltas of a job. Leaving the loop, or its cancellation, aborts the job.
+
+        Raises:
+            RequestError: the engine failed (the cause is in the log), or the server is stopping.
+        """
         loop = asyncio.get_running_loop()
         # Not bounded: a slow client must not hold the engine, and an answer is at most the model's length.
-        queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
+        queue: asyncio.Queue[Delta | RequestError | None] = asyncio.Queue()
 
-        def put(item: Delta | BaseException | None) -> None:
+        def put(item: Delta | RequestError | None) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(queue.put_nowait, item)
 
@@ -49,7 +53,7 @@ class Worker:
         self._submit(self._engine, self._pump, job, put)
         try:
             while (item := await queue.get()) is not None:
-                if isinstance(item, BaseException):
+                if isinstance(item, RequestError):
                     raise item
                 yield item
         finally:
@@ -66,9 +70,9 @@ class Worker:
         try:
             for delta in self._llm.stream(job):
                 put(delta)
-        except Exception as error:
+        except Exception:
             log.exception("answering request %s failed", job.id)
-            put(error)
+            put(RequestError("the server failed while answering", status=500))
         finally:
             put(None)
 
