@@ -244,7 +244,9 @@ def _find_template(folder: Path, tokenizer: Any) -> None:
         try:
             tokenizer.chat_template = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SightlineError(f"{path} holds no chat template; copy it from the original checkpoint") from error
+            raise SightlineError(
+                f"{path} holds no chat template; copy it from the original checkpoint"
+            ) from error
         return
     raise SightlineError(
         f"{folder} has no chat template; copy chat_template.jinja from the original checkpoint"
