@@ -60,7 +60,6 @@ _EXTRAS = {
     "easy_vqa": "demo",
     "gguf": "demo",
     "openai": "demo",
-    "sentencepiece": "demo",
     "diffusers": "video",
     "tensorboard": "tensorboard",
 }
