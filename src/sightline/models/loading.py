@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,8 +136,37 @@ def _with_adapter(module: Any, adapter: Path) -> Any:
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(module, adapter, is_trainable=False)
+        with warnings.catch_warnings():
+            # Of the libraries about one another; that keys find no place is an error below.
+            warnings.simplefilter("ignore")
+            adapted = PeftModel.from_pretrained(module, adapter, is_trainable=False)
+        _check_placed(adapted, adapter)
+    except SightlineError:
+        raise
     except Exception as error:
         # peft raises many kinds for an adapter that does not fit; each means just that.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SightlineError(f"the adapter {adapter} does not fit this model: {reason}") from error
+    return adapted
+
+
+def _check_placed(adapted: Any, adapter: Path) -> None:
+    """Every tensor of the adapter must have a place: PEFT only warns, and the base would answer alone."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    path = adapter / "adapter_model.safetensors"
+    if not path.exists():
+        raise SightlineError(f"{adapter} holds no adapter_model.safetensors")
+    with safe_open(path, framework="pt") as file:
+        stored = set(file.keys())
+    placed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    astray = sorted(stored - placed)
+    if astray:
+        raise SightlineError(
+            f"{len(astray)} of {len(stored)} tensors of the adapter {adapter} have no place in this model, "
+            f"first {astray[0]}; it was made for another model or another version of transformers"
+        )
+    lacking = sorted(placed - stored)
+    if lacking:
+        raise SightlineError(f"the adapter {adapter} lacks {len(lacking)} tensors, first {lacking[0]}")
