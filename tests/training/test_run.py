@@ -208,6 +208,8 @@ def test_files_of_a_run(settings: Settings, capsys: pytest.CaptureFixture[str]) 
         "train_result.json", "tensorboard",
     }  # fmt: skip
     assert not any(name.startswith(".") for name in names)
+    modes = {path.stat().st_mode for path in config.output.iterdir() if path.is_file()}
+    assert len(modes) == 1
     entries = log_of(config)
     assert [entry["step"] for entry in entries] == [2, 4, 4]
     assert set(entries[0]) == {

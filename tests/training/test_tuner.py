@@ -18,7 +18,7 @@ from sightline.data.rows import load_conversations
 from sightline.errors import SightlineError, UsageError
 from sightline.models.loading import load_model
 from sightline.models.rewrites import apply_rewrites
-from sightline.training.config import TrainConfig
+from sightline.training.config import TrainConfig, load_config
 from sightline.training.run import train
 from sightline.training.tuner import apply_tuner, parameter_groups, part_of
 
@@ -200,6 +200,29 @@ def test_regex_reaches_what_it_says(settings: Settings) -> None:
         "visual.blocks.1.attn.qkv",
         "language_model.layers.1.mlp.up_proj",
     }
+
+
+EXAMPLES = {
+    "accumulation": {"language"},
+    "freeze-merger-only": {"merger"},
+    "full": {"language"},
+    "learning-rates": {"vision", "merger", "language"},
+    "lora": {"language"},
+    "lora-tower": {"vision", "language"},
+    "lora-vision": {"vision", "merger", "language"},
+}
+
+
+@pytest.mark.parametrize(("name", "parts"), EXAMPLES.items())
+def test_examples_train_what_they_say(name: str, parts: set[str]) -> None:
+    config = load_config(Path(__file__).parents[2] / "examples" / f"{name}.yaml")
+    model = apply_tuner(make_model("qwen2_5_vl"), config)
+    assert learning_parts(model) == parts
+    if name == "lora-tower":
+        adapters = {key.rsplit(".lora_A", 1)[0] for key, _ in model.named_parameters() if ".lora_A" in key}
+        linears = {key for key, module in model.named_modules() if hasattr(module, "base_layer")}
+        assert adapters == linears
+        assert len(linears) == 2 * 7 + 2 * 5  # two layers of text, two blocks of vision
 
 
 @pytest.mark.parametrize("targets", [["nonsense"], "nonsense.*", "(", ["qkv"]])

@@ -204,4 +204,6 @@ def save_final(model: Any, processor: Processor, config: TrainConfig) -> None:
         for path in sorted(folder.iterdir()):
             with path.open("rb") as file_to_sync:
                 os.fsync(file_to_sync.fileno())
+            # safetensors makes private files; the result is as readable as the rest of the run.
+            shutil.copymode(output / CONFIG, path)
             path.replace(output / path.name)
