@@ -14,28 +14,31 @@ from safetensors.torch import load_file, save_file
 from sightline.errors import SightlineError
 from sightline.files import replacing_folder
 
-_PREFIX = "base_model.model."
-
 
 def graft(base: Path, run: Path, output: Path) -> None:
     """Write `base` with tower and merger of the adapter folder `run`, which must hold them whole."""
     weights = load_file(base / "model.safetensors")
+    places = {_place(name): name for name in weights if "visual." in name}
     trained = {
-        name.removeprefix(_PREFIX): tensor
+        _place(name): tensor
         for name, tensor in load_file(run / "adapter_model.safetensors").items()
-        if ".visual." in name
+        if "visual." in name
     }
-    wanted = {name for name in weights if ".visual." in name}
-    if set(trained) != wanted:
-        odd = sorted(set(trained) ^ wanted)[0]
+    if set(trained) != set(places):
+        odd = sorted(set(trained) ^ set(places))[0]
         raise SightlineError(f"the towers of {run} and {base} differ in {odd}")
-    for name, tensor in trained.items():
-        weights[name] = tensor.to(weights[name].dtype)
+    for place, tensor in trained.items():
+        weights[places[place]] = tensor.to(weights[places[place]].dtype)
     with replacing_folder(output) as folder:
         for path in base.iterdir():
             if path.name != "model.safetensors":
                 shutil.copy(path, folder / path.name)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _place(name: str) -> str:
+    """The name from `visual.` on: what stands before it differs between PEFT and versions of transformers."""
+    return name[name.index("visual.") :]
 
 
 if __name__ == "__main__":

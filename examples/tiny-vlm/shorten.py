@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from sightline.files import replacing_folder
 
-_LAYER = re.compile(r"language_model\.layers\.(\d+)\.")
+# With or without `language_model.` before it, as transformers' versions write it; the tower's are called blocks.
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def shorten(base: Path, output: Path, layers: int) -> None:
