@@ -31,7 +31,7 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes private files; the result is an ordinary one.
-        Path(temporary).chmod(0o666 & ~_umask())
+        make_ordinary(temporary)
         Path(temporary).replace(path)
         temporary = None
     except OSError as error:
@@ -57,6 +57,9 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        for inside in temporary.rglob("*"):
+            if inside.is_file():
+                make_ordinary(inside)
         if path.exists():
             path.rmdir()
         temporary.rename(path)
@@ -66,6 +69,11 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_ordinary(path: str | Path) -> None:
+    """Give a file the permissions of a newly made one; mkstemp and safetensors make theirs private."""
+    Path(path).chmod(0o666 & ~_umask())
 
 
 def write_json(path: str | Path, value: Any) -> None:

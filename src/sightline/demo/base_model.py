@@ -147,10 +147,6 @@ def save(
         model.bfloat16().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", _preprocessor())
-        # safetensors makes files that only their owner can read; the others have the user's usual mode.
-        mode = (folder / "preprocessor_config.json").stat().st_mode & 0o777
-        for path in folder.iterdir():
-            path.chmod(mode)
     return output
 
 

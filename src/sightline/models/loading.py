@@ -14,6 +14,7 @@ from sightline.errors import SightlineError
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
 from sightline.models.processor import Processor, load_processor
 from sightline.models.rewrites import apply_rewrites
+from sightline.progress import note
 
 
 @dataclass
@@ -78,6 +79,7 @@ def _load_module(folder: Path, processor: Processor, dtype: torch.dtype, attenti
     import transformers
 
     transformers.logging.disable_progress_bar()  # a line for every tensor where stderr is no terminal
+    transformers.logging.set_verbosity_error()  # its table of odd tensors; they are reported below
     try:
         module, report = processor.family.model_class().from_pretrained(
             folder,
@@ -96,6 +98,9 @@ def _load_module(folder: Path, processor: Processor, dtype: torch.dtype, attenti
         raise SightlineError(
             f"the weights in {folder} lack {len(missing)} tensors, first {missing[0]}; the checkpoint is incomplete"
         )
+    unexpected = sorted(report["unexpected_keys"])
+    if unexpected:
+        note(f"{folder}: {len(unexpected)} tensors are not part of the model and left out, first {unexpected[0]}")
     mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
     if mismatched:
         raise SightlineError(f"{mismatched[0]} in {folder} does not have the shape that config.json says")

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from sightline.data.vision_spec import record_limits
 from sightline.errors import SightlineError, UsageError
-from sightline.files import write_json
+from sightline.files import make_ordinary, write_json
 from sightline.models.processor import Processor
 from sightline.training.config import TrainConfig, load_config, write_config
 from sightline.training.dataset import Sample
@@ -204,6 +204,5 @@ def save_final(model: Any, processor: Processor, config: TrainConfig) -> None:
         for path in sorted(folder.iterdir()):
             with path.open("rb") as file_to_sync:
                 os.fsync(file_to_sync.fileno())
-            # safetensors makes private files; the result is as readable as the rest of the run.
-            shutil.copymode(output / CONFIG, path)
+            make_ordinary(path)
             path.replace(output / path.name)
