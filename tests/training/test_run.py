@@ -290,9 +290,11 @@ def faulty(tmp_path: Path) -> Path:
 
 
 def test_faulty_row_stops_before_the_first_step(
-    settings: Settings, faulty: Path, capsys: pytest.CaptureFixture[str]
+    settings: Settings, faulty: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(data=faulty)
+    # Nor has it waited for the weights.
+    monkeypatch.setattr(run_module, "load_model", None)
     with pytest.raises(
         SightlineError, match=r"2 of 6 rows are faulty, first .*data\.jsonl:2: .*absent\.png"
     ) as error:

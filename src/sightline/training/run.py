@@ -16,8 +16,8 @@ from sightline.errors import UsageError
 from sightline.files import write_json
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
 from sightline.models import attention
-from sightline.models.loading import load_model
-from sightline.models.processor import Processor
+from sightline.models.loading import check_weights, load_model
+from sightline.models.processor import Processor, load_processor
 from sightline.progress import note, set_quiet
 from sightline.training import checkpoint
 from sightline.training.config import TrainConfig
@@ -27,7 +27,7 @@ from sightline.training.log import LogCallback, read_log
 from sightline.training.loss import install_token_loss
 from sightline.training.meter import Meter
 from sightline.training.trainer import SightlineTrainer, training_arguments
-from sightline.training.tuner import apply_tuner
+from sightline.training.tuner import apply_tuner, learning_parameters
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,10 @@ def train(config: TrainConfig) -> TrainResult:
         return TrainResult(**json.loads(finished.read_text(encoding="utf-8")))
 
     dtype = dtype_from_name(config.dtype, accelerator)
+    # Rows before weights: a large model takes minutes to load, a faulty row should not wait for it.
+    processor = load_processor(config.model, max_pixels=config.max_pixels, min_pixels=config.min_pixels)
+    check_weights(config.model)
+    training, validation = load_data(config, processor)
     loaded = load_model(
         config.model,
         device="cpu",
@@ -71,11 +75,11 @@ def train(config: TrainConfig) -> TrainResult:
         min_pixels=config.min_pixels,
         attention=attention.register(),
     )
-    training, validation = load_data(config, loaded.processor)
     install_token_loss(loaded.module)
     set_seed(config.seed)  # an adapter starts from random numbers
     model = apply_tuner(loaded.module, config)
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    learning_by_part = learning_parameters(model)
+    learning = sum(learning_by_part.values())
     note(
         f"training {learning / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters "
         f"on {len(training)} samples, {accelerator.name}, {str(dtype).removeprefix('torch.')}"
@@ -90,7 +94,9 @@ def train(config: TrainConfig) -> TrainResult:
         meter,
         dataset.lengths,
         model=model,
-        args=training_arguments(config, dtype, accelerator.kind == "cpu"),
+        args=training_arguments(
+            config, dtype, accelerator.kind == "cpu", vision_learns=set(learning_by_part) != {"language"}
+        ),
         train_dataset=dataset,
         eval_dataset=SampleDataset(validation, loaded.processor) if validation else None,
         data_collator=collate,

@@ -162,8 +162,10 @@ def schedule(kind: str, warmup: float, progress: Callable[[int], float]) -> Call
     return factor
 
 
-def training_arguments(config: TrainConfig, dtype: torch.dtype, use_cpu: bool) -> TrainingArguments:
-    """Our configuration in the Trainer's words."""
+def training_arguments(
+    config: TrainConfig, dtype: torch.dtype, use_cpu: bool, vision_learns: bool
+) -> TrainingArguments:
+    """Our configuration in the Trainer's words; `vision_learns` if any parameter of tower or merger does."""
     return TrainingArguments(
         output_dir=str(config.output / "checkpoints"),
         per_device_train_batch_size=config.batch_size,
@@ -198,5 +200,5 @@ def training_arguments(config: TrainConfig, dtype: torch.dtype, use_cpu: bool) -
         disable_tqdm=True,
         average_tokens_across_devices=True,
         # A process whose batch has no images leaves the vision parameters without gradients.
-        ddp_find_unused_parameters=not (config.freeze.vision and config.freeze.merger),
+        ddp_find_unused_parameters=vision_learns,
     )

@@ -91,7 +91,7 @@ def _adapter_of(model: nn.Module, config: TrainConfig) -> nn.Module:
         raise SightlineError(
             f"init_adapter: {folder} does not fit {config.model}: {_first_line(error)}"
         ) from error
-    learning = {part_of(name) for name, parameter in peft_model.named_parameters() if parameter.requires_grad}
+    learning = learning_parameters(peft_model)
     for part in PARTS:
         if part not in learning and not getattr(config.freeze, part):
             raise UsageError(
@@ -142,6 +142,15 @@ def _learning_modules(model: nn.Module, config: TrainConfig) -> list[str] | None
         )
         names += [f"visual.{member}" for member in members]
     return names or None
+
+
+def learning_parameters(model: nn.Module) -> dict[str, int]:
+    """Numbers that learn in each part; a part in which none does is left out."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.numel()
+    return counts
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
