@@ -282,3 +282,26 @@ def test_killed_run_resumes(settings: Settings, tmp_path: Path) -> None:
     train(whole)
     train(settings(**values, output=tmp_path / "killed"))
     assert_same_run(whole, killed)
+
+
+def test_checkpoint_of_a_lost_model_is_not_marked(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ruin(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                next(p for p in model.parameters() if p.requires_grad).data[0] = float("nan")
+
+    class Trainer(run_module.SightlineTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.add_callback(Ruin())
+
+    config = settings(max_steps=4, save_interval=1, save_total_limit=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "SightlineTrainer", Trainer)
+        with pytest.raises(SightlineError, match="loss became nan"):
+            train(config)
+    marks = (config.output / "checkpoints").glob("*/sightline.json")
+    assert [mark.parent.name for mark in marks] == ["checkpoint-1"]
+    assert train(config).steps == 4
