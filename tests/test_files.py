@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,21 @@ def test_the_umask_of_the_process_is_respected(tmp_path: Path) -> None:
     finally:
         assert os.umask(before) == 0o077
     assert (tmp_path / "private.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_only_one_process_holds_a_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from sightline.files import only_user\n"
+        "with only_user(pathlib.Path(sys.argv[1]), 'taken'): print('held', flush=True); sys.stdin.readline()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(SightlineError, match="^taken$"), files.only_user(tmp_path, "taken"):
+        pass
+    holder.kill()
+    holder.communicate()
+    with files.only_user(tmp_path, "taken"):  # let go of, however the other ended
+        pass

@@ -71,6 +71,31 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def only_user(path: Path, busy: str) -> Iterator[None]:
+    """Hold an existing file or folder for this process; the system lets go of it however the process ends.
+
+    Raises:
+        SightlineError: with the text `busy`, when another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SightlineError(busy) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def make_ordinary(path: str | Path) -> None:
     """Give a file the permissions of a newly made one; mkstemp and safetensors make theirs private."""
     Path(path).chmod(0o666 & ~_umask())

@@ -18,6 +18,7 @@ from sightline.errors import SightlineError, UsageError
 from sightline.models.loading import load_model
 from sightline.models.processor import load_processor
 from sightline.models.prompt import IGNORED
+from sightline.training import checkpoint
 from sightline.training import run as run_module
 from sightline.training.config import TrainConfig
 from sightline.training.dataset import collate, read_samples, split
@@ -417,3 +418,13 @@ def test_it_learns(settings: Settings) -> None:
 
 def test_our_sampler_is_the_one_in_use(settings: Settings) -> None:
     assert run_module.SightlineTrainer._get_train_sampler is not Trainer._get_train_sampler
+
+
+def test_second_run_is_kept_out_of_the_folder(settings: Settings) -> None:
+    config = settings(max_steps=1)
+    with (
+        checkpoint.claim(config.output),
+        pytest.raises(SightlineError, match="another run is writing to .*choose another output"),
+    ):
+        train(config)
+    assert train(config).steps == 1

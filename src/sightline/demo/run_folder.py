@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import SightlineError, UsageError
-from sightline.files import write_json
+from sightline.files import only_user, write_json
 
 MARKER = "demo.json"
 STEPS = "steps"
@@ -132,7 +132,8 @@ def opened(path: Path, *, fresh: bool = False) -> Iterator[RunFolder]:
             write_json(path / MARKER, {"sightline": "demo"})
     except OSError as error:
         raise SightlineError(f"cannot make the folder {path}: {error.strerror or error}") from error
-    with _locked(path):
+    busy = f"another sightline demo is running in {path}; wait for it or choose another --output"
+    with only_user(path / MARKER, busy):
         for output in OUTPUTS if fresh else ():
             _remove(path / output)
         # What a killed run was writing: `sightline.files` gives it a name of its own until it is whole.
@@ -149,23 +150,6 @@ def _check(path: Path) -> None:
             f"--output {path} is not empty and not the folder of a demo run (it has no {MARKER}); "
             "choose another folder"
         )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        yield
-        return
-    with (path / MARKER).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SightlineError(
-                f"another sightline demo is running in {path}; wait for it or choose another --output"
-            ) from error
-        yield
 
 
 def _key(value: Any) -> str:

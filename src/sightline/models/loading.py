@@ -100,7 +100,9 @@ def _load_module(folder: Path, processor: Processor, dtype: torch.dtype, attenti
         )
     unexpected = sorted(report["unexpected_keys"])
     if unexpected:
-        note(f"{folder}: {len(unexpected)} tensors are not part of the model and left out, first {unexpected[0]}")
+        note(
+            f"{folder}: {len(unexpected)} tensors are not part of the model and left out, first {unexpected[0]}"
+        )
     mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
     if mismatched:
         raise SightlineError(f"{mismatched[0]} in {folder} does not have the shape that config.json says")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import TrainerCallback
 
 from sightline.data.vision_spec import record_limits
 from sightline.errors import SightlineError, UsageError
-from sightline.files import make_ordinary, write_json
+from sightline.files import make_ordinary, only_user, write_json
 from sightline.models.processor import Processor
 from sightline.training.config import TrainConfig, load_config, write_config
 from sightline.training.dataset import Sample
@@ -131,6 +132,24 @@ def seconds_of(checkpoint: Path) -> float:
 def _mark_of(checkpoint: Path) -> dict[str, Any]:
     mark: dict[str, Any] = json.loads((checkpoint / _WHOLE).read_text(encoding="utf-8"))
     return mark
+
+
+@contextlib.contextmanager
+def claim(output: Path) -> Iterator[None]:
+    """Keep a second run out of the folder while this one works in it. What is no folder is left to `open_run`.
+
+    Raises:
+        SightlineError: another run is at work there.
+    """
+    with contextlib.suppress(OSError):
+        output.mkdir(parents=True, exist_ok=True)
+    if not output.is_dir():
+        yield
+        return
+    with only_user(
+        output, f"another run is writing to {output}; wait for it or choose another output folder"
+    ):
+        yield
 
 
 def open_run(config: TrainConfig) -> Path | None:

@@ -55,13 +55,21 @@ def train(config: TrainConfig) -> TrainResult:
     accelerator = _accelerator(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    with _first_process_first(accelerator):
-        resume_from = checkpoint.open_run(config)
-    finished = config.output / checkpoint.RESULT
-    if finished.exists():
-        note(f"{config.output} is finished already; choose another output folder to train again")
-        return TrainResult(**json.loads(finished.read_text(encoding="utf-8")))
+    first = _first_process_first(accelerator)
+    with (
+        checkpoint.claim(config.output) if int(os.environ.get("RANK", "0")) == 0 else contextlib.nullcontext()
+    ):
+        with first:
+            resume_from = checkpoint.open_run(config)
+        finished = config.output / checkpoint.RESULT
+        if finished.exists():
+            note(f"{config.output} is finished already; choose another output folder to train again")
+            return TrainResult(**json.loads(finished.read_text(encoding="utf-8")))
+        return _run(config, accelerator, resume_from)
 
+
+def _run(config: TrainConfig, accelerator: Accelerator, resume_from: Path | None) -> TrainResult:
+    """The run itself, from its rows to its result."""
     dtype = dtype_from_name(config.dtype, accelerator)
     # Rows before weights: a large model takes minutes to load, a faulty row should not wait for it.
     processor = load_processor(config.model, max_pixels=config.max_pixels, min_pixels=config.min_pixels)
