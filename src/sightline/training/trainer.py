@@ -166,7 +166,7 @@ def training_arguments(
     config: TrainConfig, dtype: torch.dtype, use_cpu: bool, vision_learns: bool
 ) -> TrainingArguments:
     """Our configuration in the Trainer's words; `vision_learns` if any parameter of tower or merger does."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(config.output / "checkpoints"),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
@@ -202,3 +202,9 @@ def training_arguments(
         # A process whose batch has no images leaves the vision parameters without gradients.
         ddp_find_unused_parameters=vision_learns,
     )
+    # Where several CUDA cards are visible and torchrun is not used, Trainer would spread each batch over all of
+    # them by nn.DataParallel, which cuts every tensor along its first dimension: positions are [3, B, T], and
+    # patches have no dimension of samples. A process trains on one card.
+    _ = arguments.device  # sets the number, once
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
