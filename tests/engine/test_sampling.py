@@ -10,6 +10,7 @@ import torch
 from sightline import SamplingParams
 from sightline.engine.sampler import choose
 from sightline.engine.sampling import ParameterError
+from sightline.errors import SightlineError
 
 
 @pytest.mark.parametrize(
@@ -104,3 +105,10 @@ def test_banned_and_seen_tokens() -> None:
     penalty = SamplingParams(temperature=0, repetition_penalty=1.1)
     assert choose(logits, penalty, seen=torch.tensor([0, 0, 2]), banned=(), generator=generator) == 1
     assert logits.tolist() == pytest.approx([3.0, 2.9, -1.0])
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_nan_are_no_answer(temperature: float) -> None:
+    logits, params = torch.tensor([1.0, float("nan"), 2.0]).half(), SamplingParams(temperature=temperature)
+    with pytest.raises(SightlineError, match="nan in float16.*use dtype bf16 or fp32"):
+        choose(logits, params, seen=None, banned=(), generator=torch.Generator())

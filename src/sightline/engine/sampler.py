@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 
 from sightline.engine.sampling import SamplingParams
+from sightline.errors import SightlineError
 
 _LEAST_TEMPERATURE = 0.01  # below, float32 logits overflow; vLLM clamps at the same value
 _LARGEST = 1e30
@@ -27,7 +28,16 @@ def choose(
         seen: int64 [tokens] of prompt and answer so far, for the repetition penalty.
         banned: tokens that may not come now (the end tokens before `min_tokens`).
         generator: a CPU generator; used once a call unless the choice is greedy.
+
+    Raises:
+        SightlineError: the logits are nan.
     """
+    if bool(logits.isnan().any()):
+        # The largest of them would be the first nan: an answer of one token, over and over.
+        raise SightlineError(
+            f"the model computes nan in {str(logits.dtype).removeprefix('torch.')}: its numbers do not fit, or "
+            "its weights are damaged; use dtype bf16 or fp32"
+        )
     logits = logits.float()
     if params.repetition_penalty != 1.0 and seen is not None:
         logits = _penalised(logits, seen.to(logits.device), params.repetition_penalty)
