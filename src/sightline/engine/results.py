@@ -89,13 +89,21 @@ class ResultsFile:
             raise SightlineError(f"cannot read {self.path}: {error.strerror or error}") from error
         for number, line in enumerate(lines):
             row = _parsed(line)
-            if row is None and number == len(lines) - 1 and not line.endswith(b"\n"):
+            if row is None and number == len(lines) - 1 and self._is_torn(line, number):
                 break
             self._check(row, number)
             assert row is not None
             rows.append(row)
             end += len(line)
         return rows, end
+
+    def _is_torn(self, line: bytes, number: int) -> bool:
+        """Whether an interrupted run of ours was writing a line: a whole file of another kind may lack its
+        last line break too, and is not ours to cut off."""
+        if line.endswith(b"\n"):
+            return False
+        start = _bytes(json.dumps({"key": self._keys[0] if self._keys else ""}))[:-1]
+        return number > 0 or line.startswith(start) or start.startswith(line)
 
     def _check(self, row: dict[str, Any] | None, number: int) -> None:
         if row is None or number >= len(self._keys) or row.get("key") != self._keys[number]:
