@@ -70,6 +70,13 @@ def test_n_answers(llm: LLM) -> None:
     ]
 
 
+def test_answers_to_one_prompt_are_not_those_to_the_next(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.5, n=2, max_tokens=12, ignore_eos=True)
+    first, second = llm.generate(["a", "a"], params)
+    texts = {tuple(answer.token_ids) for answer in [*first.outputs, *second.outputs]}
+    assert len(texts) == 4
+
+
 @pytest.mark.parametrize("n", [1, 5])
 def test_streams_say_what_generate_says(llm: LLM, n: int) -> None:
     params = SamplingParams(temperature=1.2, seed=3, max_tokens=20, n=n, stop=["e", "zz"])
@@ -81,6 +88,14 @@ def test_streams_say_what_generate_says(llm: LLM, n: int) -> None:
         reasons[delta.index] = delta.finish_reason
     assert texts == [answer.text for answer in whole]
     assert reasons == [answer.finish_reason for answer in whole]
+
+
+def test_a_conversation_and_a_list_of_them(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=3)
+    one = read_messages([{"role": "user", "content": "a"}])
+    expected = text_of(llm.chat([{"role": "user", "content": "a"}], params)[0])
+    assert [text_of(output) for output in llm.chat(one, params)] == [expected]
+    assert [text_of(output) for output in llm.chat([one, one], params)] == [expected] * 2
 
 
 def test_leaving_a_stream_frees_the_engine(llm: LLM) -> None:
@@ -183,6 +198,16 @@ def test_max_model_len(tiny_folder: Path) -> None:
     assert output.outputs[0].finish_reason == "length"
     with pytest.raises(UsageError, match=r"25 tokens \(0 of them.*max_model_len 20"):
         llm.generate([[5] * 25], SamplingParams())
+
+
+def test_pictures_that_cannot_fit_are_not_decoded(tiny_folder: Path, tmp_path: Path) -> None:
+    llm = LLM(tiny_folder, dtype="fp32", device="cpu", max_model_len=16)
+    path = tmp_path / "cut.png"
+    Pillow.effect_noise((280, 280), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:5000])  # its header is whole
+    parts = [{"type": "image", "image": str(path)}, {"type": "text", "text": "a"}]
+    with pytest.raises(UsageError, match=r"images and videos take 16 tokens.*max_model_len 16"):
+        llm.chat([{"role": "user", "content": parts}])
 
 
 @pytest.mark.parametrize(

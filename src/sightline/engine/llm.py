@@ -24,6 +24,8 @@ from sightline.errors import SightlineError, UsageError
 from sightline.models.loading import load_model
 from sightline.progress import track
 
+# Between the seeds of the answers to one prompt: the next prompt's seed is one higher.
+_SEED_STEP = 1_000_000_007
 _DEFAULTS_FROM_CHECKPOINT = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -116,7 +118,8 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer a conversation (OpenAI's messages) or a list of them, through the model's chat template."""
-        many = bool(messages) and not isinstance(messages, Mapping) and not isinstance(messages[0], Mapping)
+        listed = isinstance(messages, Sequence) and bool(messages)
+        many = listed and not isinstance(messages[0], Mapping)
         conversations = [read_messages(one) for one in (messages if many else [messages])]
         return self._generate([Prompt(one) for one in conversations], sampling_params, use_tqdm)
 
@@ -149,6 +152,7 @@ class LLM:
         self._check_counts(prompt)
         self._check_stops(params)
         check_text(prompt)
+        self._check_media(prompt)
         with self._preprocess:
             encoded = self._encode(prompt)
         length = len(encoded.input_ids)
@@ -163,7 +167,7 @@ class LLM:
                 end_tokens=self._end_tokens,
                 limit=min(room, params.max_tokens or room),
                 tokenizer=self.get_tokenizer(),
-                seed=(seed + index) % 2**63,
+                seed=(seed + index * _SEED_STEP) % 2**63,
                 index=index,
                 arrived=start,
             )
@@ -249,6 +253,15 @@ class LLM:
         most = self.model.processor.config.get_text_config().vocab_size
         if any(token >= most for token in params.stop_ids):
             raise ParameterError("stop_token_ids", f"must lie between 0 and {most - 1}")
+
+    def _check_media(self, prompt: Prompt) -> None:
+        """What alone is too long is refused by its headers: decoded, it might take more memory than there is."""
+        vision = self.model.processor.count_vision(prompt.media)
+        if vision >= self.max_model_len:
+            raise UsageError(
+                f"the prompt's images and videos take {vision} tokens, which leaves no room for an answer in "
+                f"max_model_len {self.max_model_len}; give fewer or lower max_pixels"
+            )
 
     def _check_length(self, length: int, vision: int) -> None:
         if length >= self.max_model_len:

@@ -124,13 +124,25 @@ class Processor:
 
     def count(self, conversation: Conversation) -> TokenCount:
         """Tokens of the whole conversation, from the headers of its media alone."""
-        from sightline.data.images import image_size
-
-        grids = [image_grid(self.vision, *image_size(image.source), image) for image in conversation.images]
-        clips = [self._plan_clip(video) for video in conversation.videos]
+        grids, clips = self._plan_media(conversation)
         supervise = any(message.role == "assistant" for message in conversation.messages)
         built = self._build(conversation, grids, clips, supervise)
         return TokenCount(len(built.ids), sum(1 for kind in built.kinds if kind))
+
+    def count_vision(self, media: Conversation) -> int:
+        """Tokens of its images and videos alone, from their headers.
+
+        Raises:
+            MediaError: a header cannot be read.
+        """
+        grids, clips = self._plan_media(media)
+        return sum(tokens(self.vision, grid) for grid in [*grids, *(clip.grid for clip in clips)])
+
+    def _plan_media(self, media: Conversation) -> tuple[list[Grid], list[_Clip]]:
+        from sightline.data.images import image_size
+
+        grids = [image_grid(self.vision, *image_size(image.source), image) for image in media.images]
+        return grids, [self._plan_clip(video) for video in media.videos]
 
     def _build(
         self, conversation: Conversation, grids: list[Grid], clips: list[_Clip], supervise: bool
