@@ -170,6 +170,13 @@ def test_a_bug_is_called_a_bug(install: Install, capsys: pytest.CaptureFixture[s
     [
         (PermissionError(13, "Permission denied", "weights"), "weights: Permission denied"),
         (MemoryError(), "out of memory"),
+        (RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB"), "out of memory; lower"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory; lower"),
+        (
+            Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "disk is full",
+        ),
+        (OSError(28, "No space left on device", "weights"), "disk is full"),
         (ModuleNotFoundError("No module", name="openai.types"), 'pip install "sightline[demo]"'),
     ],
 )

@@ -229,8 +229,12 @@ def _unexpected_text(error: BaseException, debug: bool) -> str:
     kind, detail = type(error).__name__, " ".join(str(error).split())[:400]
     if isinstance(error, ModuleNotFoundError):
         return _missing_library(error.name or detail)
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+    # By their words too: CPUs, NPUs and safetensors raise plain errors of many kinds.
+    no_memory = kind == "OutOfMemoryError" or re.search("out of memory|can't allocate memory", detail, re.I)
+    if isinstance(error, MemoryError) or no_memory:
         return f"out of memory; lower the batch size, max_pixels or the length ({detail or kind})"
+    if "No space left on device" in detail:
+        return f"the disk is full; free some room and run it again ({detail})"
     again = "" if debug else "; run again with --debug to see where"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
