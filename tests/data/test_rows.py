@@ -228,6 +228,20 @@ def test_broken_files_are_one_sentence(tmp_path: Path) -> None:
         list(read_rows(broken))
 
 
+@pytest.mark.parametrize("name", ["odd.jsonl", "odd.json"])
+@pytest.mark.parametrize(
+    ("text", "words"), [("1" * 5000, "not valid JSON"), ("[" * 200_000, "not valid JSON: nested too deeply")]
+)
+def test_what_python_cannot_read_is_no_row(tmp_path: Path, name: str, text: str, words: str) -> None:
+    path = tmp_path / name
+    path.write_text(f'{{"messages": {text}')
+    try:
+        found = str([row for _, row in read_rows(path)][0])
+    except SightlineError as error:  # a json file is read as a whole
+        found = str(error)
+    assert words in found
+
+
 def test_load_conversations(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row("a")) + "\n{}\n" + json.dumps(row("b")))

@@ -97,7 +97,7 @@ def _is_json_document(path: Path) -> bool:
 def _is_row_line(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -123,11 +123,8 @@ def _load(line: bytes, origin: Origin) -> Any:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return RowError(f"not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8", origin)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f" at character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        return RowError(
-            f"not valid JSON{where}: {getattr(error, 'msg', 'nested too deeply').lower()}", origin
-        )
+    except (ValueError, RecursionError) as error:
+        return RowError(f"not valid JSON{_json_fault(error)}", origin)
     if not isinstance(value, dict):
         return RowError(f"the row is {kind_of(value)}, not an object", origin)
     return value
@@ -149,10 +146,18 @@ def load_json(path: Path) -> Any:
         data = file.read()
     try:
         return json.loads(data.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise SightlineError(f"{path}:{error.lineno}: not valid JSON: {error.msg.lower()}") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise SightlineError(f"{path} is not JSON in UTF-8; save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise SightlineError(f"{path}{line}: not valid JSON{_json_fault(error)}") from error
+
+
+def _json_fault(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f" at character {error.colno}: {error.msg.lower()}"
+    # Beside syntax, json refuses whole numbers of over 4,300 digits.
+    return ": nested too deeply" if isinstance(error, RecursionError) else ": a number has too many digits"
 
 
 def load_conversations(
