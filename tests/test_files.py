@@ -72,6 +72,17 @@ def test_replacing_folder_refuses_what_is_taken(tmp_path: Path) -> None:
     assert (target / "weights").read_text() == "precious"
 
 
+def test_replacing_folder_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    with files.replacing_folder(tmp_path / "model") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "weights").write_text("precious")
+    assert flushed == [(tmp_path / "model" / "deep" / "weights").stat().st_ino]
+
+
 def test_replacing_folder_leaves_nothing_on_failure(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), files.replacing_folder(tmp_path / "model") as folder:
         (folder / "half").write_text("")

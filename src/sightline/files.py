@@ -60,6 +60,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         for inside in temporary.rglob("*"):
             if inside.is_file():
                 make_ordinary(inside)
+                _flush(inside)
         if path.exists():
             path.rmdir()
         temporary.rename(path)
@@ -99,6 +100,12 @@ def only_user(path: Path, busy: str) -> Iterator[None]:
 def make_ordinary(path: str | Path) -> None:
     """Give a file the permissions of a newly made one; mkstemp and safetensors make theirs private."""
     Path(path).chmod(0o666 & ~_umask())
+
+
+def _flush(path: Path) -> None:
+    """Bring a written file to the disk; a name may reach it before the contents do."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_json(path: str | Path, value: Any) -> None:
