@@ -153,7 +153,14 @@ def test_bf16_on_an_npu_that_lacks_it_is_refused(with_npu: Callable[[Any], Any])
 
 @pytest.mark.parametrize(
     ("soc", "dtype"),
-    [("Ascend310P3", torch.float16), ("Ascend910A", torch.float16), ("Ascend910_9362", torch.bfloat16)],
+    [
+        ("Ascend310P3", torch.float16),
+        ("Ascend910A", torch.float16),
+        ("Ascend910ProB", torch.float16),
+        ("Ascend910B", torch.float16),
+        ("Ascend910B2C", torch.bfloat16),
+        ("Ascend910_9362", torch.bfloat16),
+    ],
 )
 def test_an_older_torch_npu_is_asked_by_name(
     with_npu: Callable[[Any], Any], soc: str, dtype: torch.dtype
@@ -179,7 +186,7 @@ def test_processes_of_one_machine_take_their_own_device(
     assert find("npu:0") == Accelerator("npu", 0)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "cpu:1", "mps"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "cpu:1", "cuda:²", "mps"])
 def test_a_name_that_is_no_device(name: str) -> None:
     with pytest.raises(UsageError, match="is not cpu, cuda, npu"):
         find(name)

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import re
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,11 @@ def find(requested: str | None = None) -> Accelerator:
         kind = next(kind for kind in KINDS if _count(kind) > 0)
         return Accelerator(kind, _default_index(kind))
     kind, _, number = str(requested).strip().lower().partition(":")
-    if kind not in KINDS or (number and not number.isdigit()) or (kind == "cpu" and number not in ("", "0")):
+    if (
+        kind not in KINDS
+        or (number and not number.isdecimal())
+        or (kind == "cpu" and number not in ("", "0"))
+    ):
         raise UsageError(f"device {requested!r} is not cpu, cuda, npu or one with a number such as cuda:1")
     if kind == "cpu":
         return Accelerator("cpu")
@@ -223,9 +228,10 @@ def _npu_has_bfloat16(index: int | None) -> bool:
     npu = _device_module("npu")
     if hasattr(npu, "is_bf16_supported"):
         return bool(npu.is_bf16_supported())
-    # Older torch_npu: the Ascend 310 family and the first 910 (910A, 910ProA/B) compute in fp16 only.
-    soc = str(npu.get_device_name(index))
-    return "310" not in soc and soc.removeprefix("Ascend") not in ("910", "910A", "910PremiumA", "910ProA")
+    # Older torch_npu: the Ascend 310 family and the first 910 compute in fp16 only. The later 910s have a number
+    # behind the letter or an underscore (910B3, 910_9362); a bare 910B is still of the first.
+    soc = str(npu.get_device_name(index)).removeprefix("Ascend")
+    return "310" not in soc and re.fullmatch("910(Premium|Pro)?[AB]?", soc) is None
 
 
 def _cpu_has_bfloat16() -> bool:
