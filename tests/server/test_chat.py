@@ -242,6 +242,16 @@ def test_unknown_paths_and_methods(address: Address) -> None:
         assert path in response.json()["error"]["message"]
 
 
+def test_the_description_is_whole_and_no_page_loads_from_elsewhere(address: Address) -> None:
+    document = httpx.get(f"{address.root}/openapi.json").json()
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]
+    options = body["schema"]["properties"]["stream_options"]
+    assert "include_usage" in json.dumps(options)
+    assert "$defs" not in json.dumps(document)
+    for page in ("/docs", "/redoc"):
+        assert httpx.get(address.root + page).status_code == 404
+
+
 def test_long_bodies_are_refused(llm: LLM) -> None:
     from sightline.server import run
     from sightline.server.app import create_app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -46,7 +47,9 @@ def create_app(llm: LLM, names: Sequence[str], *, max_body: int = MAX_BODY) -> F
         yield
         worker.close()
 
-    app = FastAPI(title="Sightline", version=sightline.__version__, lifespan=lifespan, docs_url=None)
+    app = FastAPI(
+        title="Sightline", version=sightline.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.state.worker = worker
     _handle_errors(app)
 
@@ -136,8 +139,13 @@ def _model(name: str, created: int, llm: LLM) -> dict[str, Any]:
 
 
 def _body_schema() -> dict[str, Any]:
-    schema = {"schema": ChatRequest.model_json_schema()}
-    return {"requestBody": {"required": True, "content": {"application/json": schema}}}
+    schema = ChatRequest.model_json_schema()
+    # In an OpenAPI document "#/$defs" would point outside of this schema, so its parts are put in place.
+    text = json.dumps({name: value for name, value in schema.items() if name != "$defs"})
+    for name, part in schema.get("$defs", {}).items():
+        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(part))
+    content = {"application/json": {"schema": json.loads(text)}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def _handle_errors(app: FastAPI) -> None:
