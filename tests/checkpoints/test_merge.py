@@ -133,6 +133,17 @@ def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
     assert ((out.get(name).double() - expected).abs() <= expected.abs() * 2**-8 + 1e-6).all()
 
 
+def test_a_change_that_rounding_swallows_is_no_proof(tmp_path: Path) -> None:
+    kind = make_base(tmp_path / "base", dtype=torch.bfloat16)
+    make_adapter(tmp_path / "base", tmp_path / "adapter", kind, target_modules=["q_proj"], r=4)
+    weights, path = tmp_path / "base/model.safetensors", tmp_path / "adapter/adapter_model.safetensors"
+    large = {name: t.sign() if "q_proj" in name else t for name, t in load_file(weights).items()}
+    save_file(large, weights, metadata={"format": "pt"})
+    save_file({name: 0.01 * tensor for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(SightlineError, match="no more like base . adapter than the base"):
+        merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "out", verify=True)
+
+
 def test_old_and_new_key_names_meet(tmp_path: Path) -> None:
     kind = make_base(tmp_path / "base")
     make_adapter(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.checkpoints.adapter import Adapter, open_adapter, pairs
 from sightline.checkpoints.store import INDEX, SINGLE, Store, read_config
-from sightline.errors import UsageError
+from sightline.errors import SightlineError, UsageError
 from sightline.files import replacing_folder, write_json
 from sightline.progress import track
 
@@ -66,7 +66,8 @@ def merge(
 
     Raises:
         SightlineError: base or adapter is unusable, an adapter tensor has no place or another shape, the
-            method is not LoRA, or `output` is taken; nothing is written then.
+            method is not LoRA, or `output` is taken; nothing is written then. With `verify`, also that the
+            written model is no nearer to base + adapter than the base is.
     """
     start = time.perf_counter()
     limit = parse_size(max_shard_size)
@@ -84,6 +85,12 @@ def merge(
         from sightline.checkpoints import verify as proofs
 
         proof = proofs.verify(base, adapter, output)
+        if proof.lost:
+            raise SightlineError(
+                f"{output} answers no more like base + adapter than the base does (logits differ by "
+                f"{proof.difference:.3g}, the base's by {proof.moved:.3g}): in the base's dtype the adapter's "
+                "change is lost; merge into a float32 copy of the base, or use the adapter unmerged"
+            )
     replaced = sum(change.whole is not None and change.a is None for change in changes.changes.values())
     return MergeReport(
         output=Path(output),

@@ -28,6 +28,11 @@ class Verification:
     difference: float
     moved: float
 
+    @property
+    def lost(self) -> bool:
+        """Whether the merged model is no nearer to base + adapter than the base alone (or one of them is nan)."""
+        return self.moved != 0 and not self.difference < self.moved
+
 
 def verify(base: str | Path, adapter: str | Path, merged: str | Path) -> Verification:
     """Run base + adapter, the base and the merged model on a fixed input: sixteen token ids, and behind them
