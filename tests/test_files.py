@@ -98,6 +98,23 @@ def test_write_json_keeps_letters_readable(tmp_path: Path) -> None:
     assert text.endswith("}\n")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "is not readable JSON"),
+        (b"\xff", "is not readable JSON"),
+        (b'{"a": ' + b"[" * 200_000, "is not readable JSON"),
+        (b"[1]", "must hold a JSON object, not list"),
+        (None, "cannot read .*No such file"),
+    ],
+)
+def test_reading_what_is_no_object(tmp_path: Path, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(SightlineError, match=words):
+        files.read_object(tmp_path / "config.json")
+
+
 def test_the_umask_of_the_process_is_respected(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:

@@ -13,3 +13,8 @@ class UsageError(SightlineError):
     """A command, option or configuration that cannot mean anything. The command line exits with 2."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says, to be part of a sentence of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Writing so that nothing is lost: beside the target, flushed to disk, then renamed over it."""
+"""Reading objects of JSON; and writing so that nothing is lost: beside the target, flushed, then renamed over it."""
 
 from __future__ import annotations
 
@@ -106,6 +106,24 @@ def _flush(path: Path) -> None:
     """Bring a written file to the disk; a name may reach it before the contents do."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        SightlineError: the file is missing, cannot be read, or holds something else.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SightlineError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SightlineError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SightlineError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -88,3 +88,11 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
         read_config(tmp_path)
     with pytest.raises(SightlineError, match="not a folder"):
         read_config("Qwen/Qwen2.5-VL-7B-Instruct")
+
+
+@pytest.mark.parametrize("header", [b"[1, 2]", b'{"a": 1}', b'{"a": {"dtype": "F32"}}'])
+def test_a_header_of_another_kind_is_named(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(SightlineError, match="not a safetensors file"):
+        Store(tmp_path)

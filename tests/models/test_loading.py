@@ -75,9 +75,9 @@ def test_not_a_folder(tmp_path: Path) -> None:
 def test_no_or_broken_config(folder: Path) -> None:
     config = folder / "config.json"
     config.write_text("{")
-    assert f"cannot read {config}" in refused(folder)
+    assert f"{config} is not readable JSON" in refused(folder)
     config.write_text("[]")
-    assert "cannot read" in refused(folder)
+    assert f"{config} must hold a JSON object, not list" in refused(folder)
     config.unlink()
     assert "holds no config.json" in refused(folder)
 

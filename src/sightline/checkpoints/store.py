@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.errors import SightlineError
+from sightline.files import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -120,13 +121,7 @@ def read_json(path: Path, absent: str) -> dict[str, Any]:
     """A JSON object from a file; `absent` is the sentence of the error if there is no such file."""
     if not path.is_file():
         raise SightlineError(absent)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise SightlineError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise SightlineError(f"{path} should hold a JSON object, not {type(value).__name__}")
-    return value
+    return read_object(path)
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -168,8 +163,12 @@ def _header(file: Path) -> dict[str, Entry]:
             header = json.loads(opened.read(length))
     except (OSError, ValueError) as error:
         raise SightlineError(f"{file} cannot be read as safetensors: {error}") from error
-    header.pop("__metadata__", None)
-    end = 8 + length + max((value["data_offsets"][1] for value in header.values()), default=0)
+    try:
+        header.pop("__metadata__", None)
+        end = 8 + length + max((value["data_offsets"][1] for value in header.values()), default=0)
+        entries = {name: Entry(file, value["dtype"], tuple(value["shape"])) for name, value in header.items()}
+    except (AttributeError, LookupError, TypeError) as error:
+        raise SightlineError(f"{file} is damaged or not a safetensors file; download it again") from error
     if size < end:
         raise SightlineError(f"{file} is cut off: {size:,} bytes of {end:,}; download it again")
-    return {name: Entry(file, value["dtype"], tuple(value["shape"])) for name, value in header.items()}
+    return entries

@@ -7,11 +7,11 @@ which wins over the others as it does in transformers.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sightline.errors import SightlineError
+from sightline.files import read_object
 
 Settings = dict[str, Any]
 
@@ -38,7 +38,7 @@ def read_settings(folder: Path) -> tuple[Section, Section]:
     Raises:
         SightlineError: a file is not a JSON object, or asks for something that is not supported.
     """
-    joint = read_object(folder / JOINT_FILE)
+    joint = settings_in(folder / JOINT_FILE)
     image = _section(folder, joint.get("image_processor"), IMAGE_FILE)
     video = _section(folder, joint.get("video_processor"), VIDEO_FILE)
     _refuse_unsupported(image)
@@ -48,23 +48,15 @@ def read_settings(folder: Path) -> tuple[Section, Section]:
 
 def _section(folder: Path, joint: Any, file: str) -> Section:
     if not joint:
-        return Section(read_object(folder / file), folder / file)
+        return Section(settings_in(folder / file), folder / file)
     if not isinstance(joint, dict):
         raise SightlineError(f"{folder / JOINT_FILE}: the settings of a processor must be an object")
     return Section(joint, folder / JOINT_FILE)
 
 
-def read_object(path: Path) -> Settings:
+def settings_in(path: Path) -> Settings:
     """The JSON object in a file, empty if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SightlineError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise SightlineError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
+    return read_object(path) if path.exists() else {}
 
 
 def common_values(section: Section) -> dict[str, Any]:

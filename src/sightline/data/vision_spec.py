@@ -15,8 +15,8 @@ from sightline.data.vision_settings import (
     Settings,
     common_values,
     limit_values,
-    read_object,
     read_settings,
+    settings_in,
     whole_number,
 )
 from sightline.errors import SightlineError, UsageError
@@ -169,7 +169,7 @@ def record_limits(spec: VisionSpec, base: Path, output: Path) -> None:
     video = {**(read_video.values or _described(spec, "Video")), **_recorded_video(spec)}
     write_json(output / IMAGE_FILE, image)
     write_json(output / VIDEO_FILE, video)
-    joint = read_object(base / JOINT_FILE)
+    joint = settings_in(base / JOINT_FILE)
     for name, settings in (("image_processor", image), ("video_processor", video)):
         if joint.get(name):
             joint[name] = settings

@@ -7,7 +7,6 @@ One thread computes at a time: every entry takes the lock. How requests are batc
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,8 @@ from sightline.engine.job import Delta, Job
 from sightline.engine.outputs import RequestOutput
 from sightline.engine.request import Request
 from sightline.engine.sampling import ParameterError, SamplingParams
-from sightline.errors import SightlineError, UsageError
+from sightline.errors import UsageError
+from sightline.files import read_object
 from sightline.models.loading import load_model
 from sightline.progress import track
 
@@ -131,10 +131,7 @@ class LLM:
         path = self.model.folder / "generation_config.json"
         if not path.is_file():
             return SamplingParams()
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SightlineError(f"{path} is not readable JSON: {error}") from error
+        settings = read_object(path)
         chosen = {
             name: settings[name] for name in _DEFAULTS_FROM_CHECKPOINT if settings.get(name) is not None
         }

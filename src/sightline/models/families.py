@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import SightlineError
+from sightline.files import read_object
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,7 @@ def family_of(folder: str | Path) -> Family:
         if (folder / "adapter_config.json").exists():
             hint = " (this is an adapter: give its base model here and the adapter with --adapter)"
         raise SightlineError(f"{folder} holds no config.json, so it is not a model checkpoint{hint}")
-    try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise SightlineError(f"cannot read {path}: {error}") from error
+    model_type = read_object(path).get("model_type")
     if model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise SightlineError(f"{path} names the model type {model_type!r}; supported are {known}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import torch
 
-from sightline.errors import SightlineError
+from sightline.errors import SightlineError, first_line
+from sightline.files import read_object
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
 from sightline.models.processor import Processor, load_processor
 from sightline.models.rewrites import apply_rewrites
@@ -91,8 +91,7 @@ def _load_module(folder: Path, processor: Processor, dtype: torch.dtype, attenti
         )
     except Exception as error:
         # transformers and safetensors raise many kinds here; each means that the folder cannot be loaded.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SightlineError(f"cannot load the weights in {folder}: {reason}") from error
+        raise SightlineError(f"cannot load the weights in {folder}: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise SightlineError(
@@ -118,9 +117,11 @@ def check_weights(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SightlineError(f"cannot read {index}: {error}") from error
+            shards = set(read_object(index)["weight_map"].values())
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SightlineError(
+                f'{index} has no "weight_map" that says which file holds which tensor'
+            ) from error
         missing = sorted(name for name in shards if not (folder / name).exists())
         if missing:
             raise SightlineError(
@@ -152,8 +153,7 @@ def _with_adapter(module: Any, adapter: Path) -> Any:
         raise
     except Exception as error:
         # peft raises many kinds for an adapter that does not fit; each means just that.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SightlineError(f"the adapter {adapter} does not fit this model: {reason}") from error
+        raise SightlineError(f"the adapter {adapter} does not fit this model: {first_line(error)}") from error
     return adapted
 
 

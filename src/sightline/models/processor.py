@@ -22,7 +22,7 @@ from sightline.data.vision import (
     video_size_for,
 )
 from sightline.data.vision_spec import VisionSpec
-from sightline.errors import SightlineError
+from sightline.errors import SightlineError, first_line
 from sightline.models.families import Family, family_of
 from sightline.models.positions import RopePositions
 from sightline.models.prompt import PromptBuilder, Tokens
@@ -239,7 +239,7 @@ def load_processor(
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SightlineError(
-            f"cannot read configuration or tokenizer in {folder}: {_first_line(error)}"
+            f"cannot read configuration or tokenizer in {folder}: {first_line(error)}"
         ) from error
     _find_template(folder, tokenizer)
     return Processor(folder, family, config, tokenizer, vision)
@@ -263,7 +263,3 @@ def _find_template(folder: Path, tokenizer: Any) -> None:
     raise SightlineError(
         f"{folder} has no chat template; copy chat_template.jinja from the original checkpoint"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

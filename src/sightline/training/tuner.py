@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.errors import SightlineError, UsageError
+from sightline.errors import SightlineError, UsageError, first_line
 from sightline.training.config import TrainConfig
 
 # PEFT's own word for an adapter that consists of modules_to_save alone.
@@ -73,7 +73,7 @@ def _new_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
     try:
         return get_peft_model(model, lora)
     except (ValueError, re.error) as error:
-        raise UsageError(f"lora.targets {config.lora.targets!r}: {_first_line(error)}") from error
+        raise UsageError(f"lora.targets {config.lora.targets!r}: {first_line(error)}") from error
 
 
 def _adapter_of(model: nn.Module, config: TrainConfig) -> nn.Module:
@@ -89,7 +89,7 @@ def _adapter_of(model: nn.Module, config: TrainConfig) -> nn.Module:
     except Exception as error:
         # peft raises many kinds for an adapter that does not fit; each means just that.
         raise SightlineError(
-            f"init_adapter: {folder} does not fit {config.model}: {_first_line(error)}"
+            f"init_adapter: {folder} does not fit {config.model}: {first_line(error)}"
         ) from error
     learning = learning_parameters(peft_model)
     for part in PARTS:
@@ -99,10 +99,6 @@ def _adapter_of(model: nn.Module, config: TrainConfig) -> nn.Module:
                 f"set freeze.{part}: true, or merge the adapter first and start from the merged model"
             )
     return peft_model
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _targets(model: nn.Module, config: TrainConfig) -> str | list[str]:
