@@ -21,6 +21,8 @@ from sightline.server.errors import RequestError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 MAX_MEDIA = 16
+# Each is compared with the answer at every token, in the engine's own thread.
+MAX_STOPS, MAX_STOP_LENGTH, MAX_STOP_IDS = 16, 256, 256
 # What one picture or clip of a request may cost; data sets on this machine may cost more.
 BUDGET = Budget(
     max_bytes=48 * 2**20, max_pixels=40_000_000, max_frames=50_000, max_seconds=1800.0, max_kept_pixels=2**29
@@ -106,6 +108,7 @@ def sampling_of(request: ChatRequest, defaults: SamplingParams) -> SamplingParam
     given["max_tokens"] = request.max_tokens if limit is None else limit
     if request.do_sample is False:
         given["temperature"] = 0.0
+    _check_stops(request)
     try:
         return replace(defaults, **given)
     except ParameterError as error:
@@ -113,6 +116,17 @@ def sampling_of(request: ChatRequest, defaults: SamplingParams) -> SamplingParam
         if name == "max_tokens" and limit is not None:
             name = "max_completion_tokens"
         raise RequestError(str(error), param=name) from error
+
+
+def _check_stops(request: ChatRequest) -> None:
+    texts = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if len(texts) > MAX_STOPS or any(len(text) > MAX_STOP_LENGTH for text in texts):
+        raise RequestError(
+            f"stop may hold {MAX_STOPS} texts of {MAX_STOP_LENGTH} characters; give fewer or shorter ones",
+            param="stop",
+        )
+    if len(request.stop_token_ids or []) > MAX_STOP_IDS:
+        raise RequestError(f"stop_token_ids may hold {MAX_STOP_IDS} ids; give fewer", param="stop_token_ids")
 
 
 def conversation_of(request: ChatRequest) -> Conversation:
