@@ -152,7 +152,7 @@ def _untied(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(store: Store, adapter: Adapter, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in track(names, "Merging", total=len(names)):
+    for name in track(names, "merging", total=len(names)):
         source = name if name in store else _embedding(store)
         assert source is not None  # only a tied head is absent, and that needs an embedding
         yield name, adapter.changed(store.get(source), name).contiguous()

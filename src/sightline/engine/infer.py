@@ -125,7 +125,7 @@ def _answer_all(
     limit: int | None,
     on_row: Callable[[Row], None] | None,
 ) -> None:
-    with Progress("Answering", total=len(questions)) as progress:
+    with Progress("answering", total=len(questions)) as progress:
         progress.update(done)
         for start in range(done, len(questions), llm.max_num_seqs):
             indices = range(start, min(start + llm.max_num_seqs, len(questions)))

@@ -202,7 +202,7 @@ class LLM:
             raise UsageError(f"there are {len(prompts)} prompts but {len(each)} sampling_params")
         outputs: list[RequestOutput] = []
         starts: Any = range(0, len(prompts), self.max_num_seqs)
-        for start in track(starts, "Answering (batches)") if show else starts:
+        for start in track(starts, "answering (batches)") if show else starts:
             end = start + self.max_num_seqs
             # Prepared batch by batch, so that the pixels of a long list are never all in memory.
             jobs = [self.prepare(*pair) for pair in zip(prompts[start:end], each[start:end], strict=True)]
