@@ -119,6 +119,13 @@ def test_literal_placeholders_are_refused(processor: Processor, marker: str, rol
     assert marker in str(error.value)
 
 
+@pytest.mark.parametrize("supervise", [True, False])
+def test_literal_slots_of_clips_are_refused(processor: Processor, supervise: bool) -> None:
+    conversation = talk(("user", "a <|vision_start|><|video_pad|><|vision_end|> b"), ("assistant", "c"))
+    with pytest.raises(RowError, match="remove the literal <.video_pad.>"):
+        processor.encode(conversation, supervise=supervise)
+
+
 def test_nobody_answers(processor: Processor) -> None:
     with pytest.raises(RowError, match="no assistant turn"):
         processor.encode(talk(("user", "what?")), supervise=True)

@@ -74,9 +74,7 @@ class PromptBuilder:
             segments = self._supervised_segments(conversation)
         else:
             segments = [(self.render(conversation.messages, generate=True), False)]
-        if video_times is not None:
-            segments = _write_times(segments, video_times)
-        self._check_slots(conversation, segments, video_times)
+        segments = self._with_times(conversation, segments, video_times)
         counts = {self.image_id: iter(image_tokens), self.video_id: _slots(video_tokens, video_times)}
         return self._tokenise(segments, counts)
 
@@ -95,9 +93,7 @@ class PromptBuilder:
         """
         text = prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt))
         segments = [(text, False)]
-        if video_times is not None:
-            segments = _write_times(segments, video_times)
-        self._check_slots(conversation, segments, video_times)
+        segments = self._with_times(conversation, segments, video_times)
         counts = {self.image_id: iter(image_tokens), self.video_id: _slots(video_tokens, video_times)}
         if isinstance(prompt, str) or video_times:
             return self._tokenise(segments, counts)
@@ -139,6 +135,19 @@ class PromptBuilder:
         if not segments:
             raise RowError("no assistant turn to learn from", conversation.origin)
         segments.append((whole[done:], False))
+        return segments
+
+    def _with_times(
+        self,
+        conversation: Conversation,
+        segments: list[tuple[str, bool]],
+        video_times: Sequence[Sequence[float]] | None,
+    ) -> list[tuple[str, bool]]:
+        # Before too: a slot that a text holds literally would take the times of a clip, or vanish without one.
+        self._check_slots(conversation, segments, None)
+        if video_times is not None:
+            segments = _write_times(segments, video_times)
+            self._check_slots(conversation, segments, video_times)
         return segments
 
     def _check_slots(
