@@ -14,6 +14,7 @@ from sightline.data.rows import load_conversations
 from sightline.engine.accuracy import evaluate, normalise, score
 from sightline.engine.infer import infer, question_of
 from sightline.engine.questions import from_dataset, from_folder, from_prompt
+from sightline.engine.results import ResultsFile
 from sightline.errors import SightlineError
 
 PARAMS = SamplingParams(temperature=0, max_tokens=5)
@@ -124,6 +125,16 @@ def test_results_of_another_run_are_refused(llm: LLM, tiny_folder: Path, data: P
     with pytest.raises(SightlineError, match="holds other results"):
         infer(llm, from_dataset(data), PARAMS, out)
     assert out.read_text() == '{"mine": 1}'
+
+
+def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with ResultsFile(path, ["a", "b"]) as first:
+        first.append({"answer": 1})
+        with pytest.raises(SightlineError, match="another run is writing"), ResultsFile(path, ["a", "b"]):
+            pytest.fail("the block must not run")
+        first.append({"answer": 2})
+    assert [row["answer"] for row in read(path)] == [1, 2]
 
 
 def test_text_that_is_not_unicode_is_an_error_row(llm: LLM, tmp_path: Path) -> None:

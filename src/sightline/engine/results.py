@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from sightline.errors import SightlineError
+from sightline.files import only_user
 
 
 def key_of(request: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -47,23 +49,27 @@ class ResultsFile:
         self.path = Path(path)
         self._keys = keys
         self._file: IO[bytes] | None = None
+        self._held = ExitStack()
         self.rows, self._end = self._read()
 
     def __enter__(self) -> ResultsFile:
+        busy = f"another run is writing to {self.path}; wait for it or choose another output"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+            self._file = self._held.enter_context(self.path.open("a+b"))
+            self._held.enter_context(only_user(self.path, busy))
             self._file.truncate(self._end)
-            self._file.seek(self._end)
-        except OSError as error:
+        except BaseException as error:
+            self._held.close()
+            if not isinstance(error, OSError):
+                raise
             raise SightlineError(f"cannot write {self.path}: {error.strerror or error}") from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._held.close()
 
     def append(self, row: dict[str, Any]) -> None:
         """Write the next row: its key is added, and it is on disk when this returns."""
