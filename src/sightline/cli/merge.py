@@ -24,7 +24,7 @@ def command(
 ) -> None:
     """Fold a LoRA adapter into its base model.
 
-    Example:  sightline merge --model BASE --adapter runs/lora/final -o merged --verify
+    Example:  sightline merge --model BASE --adapter runs/lora -o merged --verify
     """
     from sightline.checkpoints.adapter import base_of
     from sightline.checkpoints.merge import describe, merge
