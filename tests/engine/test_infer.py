@@ -137,6 +137,12 @@ def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
     assert [row["answer"] for row in read(path)] == [1, 2]
 
 
+@pytest.mark.parametrize("path", ["/dev/null", "/"])
+def test_what_is_no_file_is_not_read(path: str) -> None:
+    with pytest.raises(SightlineError, match="not an ordinary file"):
+        ResultsFile(path, ["a"])
+
+
 def test_text_that_is_not_unicode_is_an_error_row(llm: LLM, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text('{"messages": [{"role": "user", "content": "a \\ud800"}]}\n')

@@ -89,6 +89,8 @@ class ResultsFile:
         end = 0
         if not self.path.exists():
             return rows, end
+        if not self.path.is_file():
+            raise SightlineError(f"{self.path} is not an ordinary file; choose another output")
         try:
             lines = self.path.read_bytes().splitlines(keepends=True)
         except OSError as error:
