@@ -310,5 +310,9 @@ def test_defaults_come_from_the_checkpoint(tiny_folder: Path, tmp_path: Path) ->
     path = folder / "generation_config.json"
     settings = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps({**settings, "temperature": 0.5, "top_k": 3, "do_sample": True}))
-    params = LLM(folder, dtype="fp32", device="cpu").get_default_sampling_params()
+    llm = LLM(folder, dtype="fp32", device="cpu")
+    params = llm.get_default_sampling_params()
     assert (params.temperature, params.top_k, params.top_p) == (0.5, 3, 1.0)
+    path.write_text(json.dumps({**settings, "top_k": 1.5}))
+    with pytest.raises(SightlineError, match=r"generation_config\.json: top_k must be a whole number"):
+        llm.get_default_sampling_params()

@@ -19,7 +19,7 @@ from sightline.engine.job import Delta, Job
 from sightline.engine.outputs import RequestOutput
 from sightline.engine.request import Request
 from sightline.engine.sampling import ParameterError, SamplingParams
-from sightline.errors import UsageError
+from sightline.errors import SightlineError, UsageError
 from sightline.files import read_object
 from sightline.models.loading import load_model
 from sightline.progress import track
@@ -127,7 +127,11 @@ class LLM:
         return self.model.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """The settings that the checkpoint's generation_config.json recommends."""
+        """The settings that the checkpoint's generation_config.json recommends.
+
+        Raises:
+            SightlineError: a value there is none of a setting.
+        """
         path = self.model.folder / "generation_config.json"
         if not path.is_file():
             return SamplingParams()
@@ -135,7 +139,10 @@ class LLM:
         chosen = {
             name: settings[name] for name in _DEFAULTS_FROM_CHECKPOINT if settings.get(name) is not None
         }
-        return SamplingParams(**chosen)
+        try:
+            return SamplingParams(**chosen)
+        except ParameterError as error:
+            raise SightlineError(f"{path}: {error}") from error
 
     def prepare(self, prompt: Any, params: SamplingParams, *, number: int | None = None) -> Job:
         """Open a prompt's media and build its sequence, without computing; any thread may.
