@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,3 +107,40 @@ def test_models_give_the_logits_of_sdpa_and_eager(model_type: str, tmp_path: Any
         for other in ("sdpa", "eager"):
             module = load_model(folder, device="cpu", dtype="fp32", attention=other).module
             torch.testing.assert_close(ours, module(**call).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [[4, 4, 4], [4, 9, 4, 1, 9], [7], [3, 0, 3]])
+def test_segments_equal_one_call_for_each(lengths: list[int]) -> None:
+    torch.manual_seed(len(lengths))
+    total = sum(lengths)
+    query, key, value = (torch.randn(1, 2, total, 8, requires_grad=True) for _ in range(3))
+    ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
+    actual, _ = attention.segment_attention(SimpleNamespace(), query, key, value, None, ends, scaling=0.4)
+    split = [tensor.split(lengths, dim=2) for tensor in (query, key, value)]
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(*part, scale=0.4)
+        for part in zip(*split, strict=True)
+    ]
+    reference = torch.cat(parts, dim=2).transpose(1, 2)
+    torch.testing.assert_close(actual, reference, atol=1e-6, rtol=1e-5)
+    weight = torch.randn(actual.shape)
+    given = torch.autograd.grad((actual * weight).sum(), [query, key, value])
+    wanted = torch.autograd.grad((reference * weight).sum(), [query, key, value])
+    for one, other in zip(given, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_towers_give_the_features_of_transformers(model_type: str, tmp_path: Any) -> None:
+    folder = make_model_folder(tmp_path / model_type, model_type)
+    ours = load_model(folder, device="cpu", dtype="fp32").module.model.visual
+    theirs = type(ours)._from_config(copy.deepcopy(ours.config), attn_implementation="eager").eval()
+    theirs.load_state_dict(ours.state_dict())
+    assert ours.config._attn_implementation == attention.SEGMENTS
+    torch.manual_seed(0)
+    grids = torch.tensor([[1, 4, 6], [1, 4, 6], [2, 8, 4], [1, 10, 10]])
+    pixels = torch.randn(int(grids.prod(-1).sum()), 3 * 2 * 14 * 14)
+    with torch.inference_mode():
+        one = ours(pixels, grid_thw=grids).pooler_output
+        other = theirs(pixels, grid_thw=grids).pooler_output
+    torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)

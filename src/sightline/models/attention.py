@@ -7,11 +7,14 @@ the scores are small, plain matrix products are faster and the same to rounding.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 
 NAME = "sightline"
+# transformers hands the ends of segments only to names that hold "flash"; others get one call for each segment.
+SEGMENTS = "sightline_flash_segments"
 
 # Scores of a layer up to this many elements (16 MiB in float32) are worth writing out.
 _SMALL = 1 << 22
@@ -23,8 +26,15 @@ def register() -> str:
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     AttentionInterface.register(NAME, attention)
+    AttentionInterface.register(SEGMENTS, segment_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
+
+
+def batch_segments(visual: Any) -> None:
+    """Let a vision tower attend to all windows or pictures of one length in one call."""
+    register()
+    visual.config._attn_implementation = SEGMENTS
 
 
 def attention(
@@ -64,6 +74,47 @@ def attention(
         is_causal=is_causal,
         **kwargs,
     )
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cu_seq_lens_q: torch.Tensor,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of each segment to itself, those of equal length as one batch.
+
+    Args:
+        query, key, value: [1, heads, T, D], the segments one after the other.
+        cu_seq_lens_q: [segments + 1], where each begins, and T.
+
+    Returns:
+        ([1, T, heads, D], None)
+    """
+    ends = cu_seq_lens_q.tolist()
+    starts: dict[int, list[int]] = {}
+    for start, end in itertools.pairwise(ends):
+        if end > start:
+            starts.setdefault(end - start, []).append(start)
+
+    def answer(index: torch.Tensor | None, length: int) -> torch.Tensor:
+        parts = [tensor[0] if index is None else tensor[0, :, index] for tensor in (query, key, value)]
+        folded = (part.unflatten(1, (-1, length)).transpose(0, 1) for part in parts)
+        mixed, _ = attention(module, *folded, None, scaling=scaling, is_causal=False)
+        return mixed.flatten(0, 1)
+
+    if len(starts) == 1:
+        return answer(None, next(iter(starts)))[None], None
+    orders = [
+        (torch.tensor(firsts)[:, None] + torch.arange(length)).flatten().to(query.device)
+        for length, firsts in starts.items()
+    ]
+    mixed = torch.cat([answer(order, length) for order, length in zip(orders, starts, strict=True)])
+    return mixed[torch.cat(orders).argsort()][None], None
 
 
 def _products(

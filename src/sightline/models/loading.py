@@ -12,6 +12,7 @@ import torch
 from sightline.errors import SightlineError, first_line
 from sightline.files import read_object
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
+from sightline.models.attention import batch_segments
 from sightline.models.processor import Processor, load_processor
 from sightline.models.rewrites import apply_rewrites
 from sightline.progress import note
@@ -69,6 +70,7 @@ def load_model(
     check_weights(folder)
     module = _load_module(folder, processor, torch_dtype, attention)
     apply_rewrites(module)
+    batch_segments(module.model.visual)
     if adapter is not None:
         module = _with_adapter(module, Path(adapter))
     module = module.to(accelerator.torch_device).eval()
