@@ -103,8 +103,8 @@ def segment_attention(
 
     def answer(index: torch.Tensor | None, length: int) -> torch.Tensor:
         parts = [tensor[0] if index is None else tensor[0, :, index] for tensor in (query, key, value)]
-        folded = (part.unflatten(1, (-1, length)).transpose(0, 1) for part in parts)
-        mixed, _ = attention(module, *folded, None, scaling=scaling, is_causal=False)
+        one, two, three = (part.unflatten(1, (-1, length)).transpose(0, 1) for part in parts)
+        mixed, _ = attention(module, one, two, three, None, scaling=scaling, is_causal=False)
         return mixed.flatten(0, 1)
 
     if len(starts) == 1:

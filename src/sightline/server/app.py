@@ -24,6 +24,7 @@ from sightline.engine.sampling import ParameterError, SamplingParams
 from sightline.errors import SightlineError
 from sightline.server.chat import BUDGET, ChatRequest, Reply, conversation_of, read_request, sampling_of
 from sightline.server.errors import RequestError, error_body
+from sightline.server.gate import MAX_OPEN, Gate
 from sightline.server.sse import HEADERS, chat_events
 from sightline.server.worker import STOPPING, Worker
 
@@ -31,12 +32,15 @@ MAX_BODY = 64 * 2**20  # bytes
 log = logging.getLogger("sightline.server")
 
 
-def create_app(llm: LLM, names: Sequence[str], *, max_body: int = MAX_BODY) -> FastAPI:
+def create_app(
+    llm: LLM, names: Sequence[str], *, max_body: int = MAX_BODY, max_open: int = MAX_OPEN
+) -> FastAPI:
     """The application around a loaded engine.
 
     Args:
         names: what clients may call the model; the first is what answers call it.
         max_body: most bytes of a request.
+        max_open: most requests that wait or are answered; more get 503.
     """
     worker = Worker(llm)
     defaults = llm.get_default_sampling_params()
@@ -50,6 +54,7 @@ def create_app(llm: LLM, names: Sequence[str], *, max_body: int = MAX_BODY) -> F
     app = FastAPI(
         title="Sightline", version=sightline.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
+    app.add_middleware(Gate, most=max_open)
     app.state.worker = worker
     _handle_errors(app)
 

@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback
 
+from sightline.data.looks import media_of
 from sightline.data.vision_spec import record_limits
 from sightline.errors import SightlineError, UsageError
 from sightline.files import make_ordinary, only_user, write_json
@@ -89,11 +90,12 @@ def _check_finite(model: Any) -> None:
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
-    """Identifies the samples and their order, by texts and lengths."""
+    """Identifies the samples and their order, by texts, lengths and the names of their media."""
     digest = hashlib.sha256()
     for sample in samples:
         texts = "\0".join(message.text for message in sample.conversation.messages)
-        digest.update(f"{sample.tokens.total}\0{texts}\1".encode(errors="surrogatepass"))
+        media = "\0".join(str(medium.source) for medium in media_of(sample.conversation))
+        digest.update(f"{sample.tokens.total}\0{texts}\0{media}\1".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
