@@ -22,6 +22,7 @@ import time
 from multiprocessing import Pool
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,10 +75,10 @@ def turned(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Words(torch.nn.Module):
     """Scores of words: how far a vector points at each word's embedding rather than at the others'."""
 
-    def __init__(self, names: list[str], loaded: object) -> None:
+    def __init__(self, names: list[str], loaded: Any) -> None:
         super().__init__()
-        table = loaded.module.get_input_embeddings().weight.detach().float()  # type: ignore[attr-defined]
-        ids = [loaded.tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]  # type: ignore[attr-defined]
+        table = loaded.module.get_input_embeddings().weight.detach().float()
+        ids = [loaded.tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in names]
         rows = torch.stack([table[word].mean(0) for word in ids])
         rows = rows - rows.mean(0)
         self.register_buffer("rows", rows / rows.norm(dim=1, keepdim=True))
@@ -91,17 +92,17 @@ class Words(torch.nn.Module):
 class School(torch.nn.Module):
     """The tower with the two lessons' heads."""
 
-    def __init__(self, loaded: object) -> None:
+    def __init__(self, loaded: Any) -> None:
         super().__init__()
-        self.tower = loaded.module.model.visual  # type: ignore[attr-defined]
+        self.tower = loaded.module.model.visual
         self.shape = Words(SHAPE_NAMES, loaded)
         self.color = Words(COLOR_NAMES, loaded)
         width = self.shape.rows.shape[1]
         self.mask = torch.nn.Linear(width, MASK * MASK)
         self.loudness = float(
             loaded.module.get_input_embeddings().weight.detach().float().pow(2).mean().sqrt()
-        )  # type: ignore[attr-defined]
-        spec = loaded.processor.vision  # type: ignore[attr-defined]
+        )
+        spec = loaded.processor.vision
         self.mean, self.std = torch.tensor(spec.image_mean), torch.tensor(spec.image_std)
 
     def forward(self, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,12 +10,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from demo.recipe import load_script
+from sightline.data.vision import patch_image
+from sightline.data.vision_spec import VisionSpec
 
 draw, questions, scenes, shapes = (load_script(name) for name in ("draw", "questions", "scene", "shapes"))
+school = load_script("school")
 NEGATIONS = re.compile(r"\b(absent|without|lack|not|missing)\b")
 
 
@@ -230,3 +235,30 @@ def test_shapes_and_colours_are_drawn_independently() -> None:
     for name in ("circle", "triangle", "rectangle"):
         row = [pairs[name, color] for color in shapes.COLORS]
         assert min(row) > 0.5 * sum(row) / len(row)
+
+
+def test_school_cuts_pictures_as_the_model_does() -> None:
+    spec = VisionSpec("qwen2_5_vl", min_pixels=84 * 84, max_pixels=84 * 84)
+    pixels, _, _, _ = school.lesson(0, 3)
+    expected, grid = patch_image(spec, Image.fromarray(pixels))
+    assert grid == (1, 6, 6)
+    actual = school.patches(pixels[None], torch.tensor(spec.image_mean), torch.tensor(spec.image_std))
+    torch.testing.assert_close(actual, torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_school_masks_are_the_share_of_each_cell_that_is_not_ground() -> None:
+    pixels = np.full((1, 84, 84, 3), 250, np.uint8)
+    pixels[0, :28, 28:42] = (200, 0, 0)  # the left half of the second token
+    pixels[0, 80:, 80:] = (0, 0, 0)  # the last cell of the last token
+    mask = school.masks(pixels, np.array([[250, 250, 250]]))
+    assert mask.shape == (1, 9, 49)
+    assert mask[0, 1].view(7, 7)[0].tolist() == [1, 1, 1, 0.5, 0, 0, 0]
+    assert mask[0, 8, 48] == 1
+    assert mask.sum() == 7 * 3.5 + 1
+
+
+def test_lessons_depend_on_seed_and_number_alone() -> None:
+    one, again, other = school.lesson(1, 5), school.lesson(1, 5), school.lesson(2, 5)
+    assert (one[0] == again[0]).all()
+    assert one[2:] == again[2:]
+    assert (one[0] != other[0]).any()
