@@ -59,16 +59,7 @@ def pack(adapter: Path, output: Path, training: dict[str, object]) -> Path:
 def recipe_hash() -> str:
     """sha256 over the files that decide the pictures and the training."""
     digest = hashlib.sha256()
-    for name in (
-        "shapes.py",
-        "scene.py",
-        "questions.py",
-        "draw.py",
-        "shorten.py",
-        "tower.yaml",
-        "graft.py",
-        "whole.yaml",
-    ):
+    for name in ("shapes.py", "scene.py", "questions.py", "draw.py", "school.py", "whole.yaml"):
         digest.update((RECIPE / name).read_bytes())
     return digest.hexdigest()
 
