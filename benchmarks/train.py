@@ -22,6 +22,7 @@ import torch
 from sightline.demo.base_model import build_base
 from sightline.hardware.accelerator import find
 from sightline.models import attention
+from sightline.models.families import family_of
 from sightline.models.loading import load_model
 from sightline.training.config import parse_config
 from sightline.training.dataset import collate
@@ -78,16 +79,17 @@ class Side:
             {"model": folder, "data": "-", "output": "-", "lora": LORA, "freeze": FREEZE, "dtype": "bf16"},
             "benchmark",
         )
-        name = attention.register() if ours else "sdpa"
-        loaded = load_model(folder, device="cpu", dtype="bf16", attention=name)
         if ours:
-            install_token_loss(loaded.module)
+            module = load_model(folder, device="cpu", dtype="bf16", attention=attention.register()).module
+            install_token_loss(module)
+        else:
+            module = family_of(folder).model_class().from_pretrained(folder, dtype=torch.bfloat16)
         torch.manual_seed(0)
-        self.model = apply_tuner(loaded.module, config).train()
+        self.model = apply_tuner(module, config).train()
         if not ours:
-            for module in self.model.modules():
-                if hasattr(module, "cast_input_dtype_enabled"):
-                    module.cast_input_dtype_enabled = True
+            for layer in self.model.modules():
+                if hasattr(layer, "cast_input_dtype_enabled"):
+                    layer.cast_input_dtype_enabled = True
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, config), fused=True)
         self.ours = ours
         self.times: list[float] = []
