@@ -425,3 +425,12 @@ def test_real_data(tmp_path: Path, shared_data: Path, path: str, format: str, wr
     report = convert(shared_data / path, tmp_path / "out.jsonl")
     assert (report.format, report.written, report.bad) == (format, written, [])
     assert report.missing == (written if path.startswith("llava") else 0)
+
+
+def test_a_source_is_never_written_over(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    before = source.read_bytes()
+    with pytest.raises(UsageError, match=r"rows\.jsonl is the source itself; choose another output"):
+        convert(source, tmp_path / "." / "rows.jsonl")
+    assert source.read_bytes() == before

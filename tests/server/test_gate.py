@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from sightline.server.gate import Gate, is_foreign
+from sightline.server.gate import Gate, is_foreign, local_names
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,24 @@ def test_line_is_bounded_and_opens_again() -> None:
             assert await _status(client) == 200
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("bound", "called", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:8000", 200),
+        ("127.0.0.1", "localhost:8000", 200),
+        ("127.0.0.1", "LOCALHOST", 200),
+        ("127.0.0.1", "evil.example:8000", 403),
+        ("::1", "[::1]:8000", 200),
+        ("::1", "evil.example", 403),
+        ("0.0.0.0", "box.example:8000", 200),
+    ],
+)
+def test_local_server_answers_to_local_names_alone(bound: str, called: str, status: int) -> None:
+    async def play() -> int:
+        transport = httpx.ASGITransport(app=Gate(PlainTextResponse("done"), hosts=local_names(bound)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await _status(client, host=called)
+
+    assert asyncio.run(play()) == status

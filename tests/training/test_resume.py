@@ -149,6 +149,25 @@ def test_half_written_checkpoint_is_ignored(
     assert not list(parted.output.glob(".final-*"))
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt"])
+def test_checkpoint_that_was_cut_later_is_left_out(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    values = {"max_steps": 6, "save_interval": 2}
+    whole, parted = settings(**values, output=tmp_path / "w"), settings(**values, output=tmp_path / "p")
+    train(whole)
+    interrupted(monkeypatch, parted, 5)
+    file = parted.output / "checkpoints" / "checkpoint-4" / name
+    file.write_bytes(file.read_bytes()[:-100])
+    train(parted)
+    assert f"{file} is damaged; leaving this checkpoint out" in capsys.readouterr().err
+    assert_same_run(whole, parted)
+
+
 @pytest.mark.parametrize("limit", [1, 2])
 def test_only_the_last_checkpoints_are_kept(settings: Settings, limit: int) -> None:
     config = settings(max_steps=5, save_interval=1, save_total_limit=limit)

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import sightline
 from sightline.data.conversation import Conversation
@@ -29,11 +30,17 @@ from sightline.server.sse import HEADERS, chat_events
 from sightline.server.worker import STOPPING, Worker
 
 MAX_BODY = 64 * 2**20  # bytes
+BODY_SECONDS = 10.0  # between two pieces of a body
 log = logging.getLogger("sightline.server")
 
 
 def create_app(
-    llm: LLM, names: Sequence[str], *, max_body: int = MAX_BODY, max_open: int = MAX_OPEN
+    llm: LLM,
+    names: Sequence[str],
+    *,
+    max_body: int = MAX_BODY,
+    max_open: int = MAX_OPEN,
+    hosts: frozenset[str] | None = None,
 ) -> FastAPI:
     """The application around a loaded engine.
 
@@ -41,6 +48,7 @@ def create_app(
         names: what clients may call the model; the first is what answers call it.
         max_body: most bytes of a request.
         max_open: most requests that wait or are answered; more get 503.
+        hosts: names this server may be called by; None for any.
     """
     worker = Worker(llm)
     defaults = llm.get_default_sampling_params()
@@ -54,7 +62,7 @@ def create_app(
     app = FastAPI(
         title="Sightline", version=sightline.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
-    app.add_middleware(Gate, most=max_open)
+    app.add_middleware(Gate, most=max_open, hosts=hosts)
     app.state.worker = worker
     _handle_errors(app)
 
@@ -93,6 +101,7 @@ def create_app(
 
 def _prepare(llm: LLM, conversation: Conversation, params: SamplingParams) -> Job:
     """Open the media of a request, by their headers first: what is too large is never decoded."""
+    _check_texts(llm, conversation)
     try:
         for image in conversation.images:
             image_size(image.source, BUDGET)
@@ -122,13 +131,29 @@ async def _finish(worker: Worker, job: Job, http: Request) -> None:
 
 
 async def _body(http: Request, most: int) -> bytes:
-    """The request's body, read only as far as it is allowed to be long."""
+    """The request's body, read only as far as it is allowed to be long, and as long as it keeps coming."""
     body = bytearray()
-    async for piece in http.stream():
-        body += piece
+    pieces = http.stream()
+    while True:
+        try:
+            body += await asyncio.wait_for(anext(pieces), BODY_SECONDS)
+        except StopAsyncIteration:
+            return bytes(body)
+        except asyncio.TimeoutError as error:
+            raise RequestError(f"no more of the body came in {BODY_SECONDS} s", status=408) from error
         if len(body) > most:
             raise RequestError(f"the body is longer than {most:,} bytes; send smaller media", status=413)
-    return bytes(body)
+
+
+def _check_texts(llm: LLM, conversation: Conversation) -> None:
+    """Text that tokenizers read as control tokens would let a client write other roles' turns."""
+    marks = [token for token in llm.get_tokenizer().get_added_vocab() if token.startswith("<|")]
+    for number, message in enumerate(conversation.messages, 1):
+        found = next((mark for mark in marks if mark in message.text), None)
+        if found is not None:
+            raise RequestError(
+                f"message {number} holds the control token {found}; leave it out", param="messages"
+            )
 
 
 def _check_name(name: str, names: Sequence[str]) -> str:
@@ -157,6 +182,10 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
         return error.response()
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:

@@ -18,9 +18,11 @@ _RETRY_AFTER = "1"  # seconds
 class Gate:
     """ASGI middleware around everything that computes, that is, every POST."""
 
-    def __init__(self, app: ASGIApp, most: int = MAX_OPEN) -> None:
+    def __init__(self, app: ASGIApp, most: int = MAX_OPEN, hosts: frozenset[str] | None = None) -> None:
+        """`most` requests may be open; `hosts` are the names this server may be called by, None for any."""
         self._app = app
         self._most = most
+        self._hosts = hosts
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -28,7 +30,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if is_foreign(headers):
+        if is_foreign(headers) or not self._is_ours(headers.get("host", "")):
             refusal = _refusal("this server does not answer other web sites' pages", 403)
             await refusal(scope, receive, send)
             return
@@ -41,6 +43,21 @@ class Gate:
             await self._app(scope, receive, send)
         finally:
             self._open -= 1
+
+    def _is_ours(self, host: str) -> bool:
+        name = host if host.endswith("]") else host.rsplit(":", 1)[0]
+        return self._hosts is None or name.lower() in self._hosts
+
+
+def local_names(host: str) -> frozenset[str] | None:
+    """What a server bound to `host` may be called by: any name, unless it listens on this machine alone.
+
+    There another name can only come from a page whose name was pointed at this machine after it was loaded.
+    """
+    local = frozenset({"localhost", "127.0.0.1", "[::1]"})
+    if host == "::1":
+        return local
+    return local | {host} if host == "localhost" or host.startswith("127.") else None
 
 
 def is_foreign(headers: Mapping[str, str]) -> bool:

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from sightline.engine.llm import LLM
 from sightline.errors import SightlineError, UsageError
 from sightline.server.app import create_app
+from sightline.server.gate import local_names
 
 _GRACE = 5  # seconds that running requests have to finish after a signal
 
@@ -61,7 +62,9 @@ def serve(
         llm = LLM(model, **llm_options)
         names = model_names(model, served_model_name)
         address = Address(host, listener.getsockname()[1], names[0])
-        server = _Server(create_app(llm, names), lambda: on_ready(address) if on_ready else None)
+        server = _Server(
+            create_app(llm, names, hosts=local_names(host)), lambda: on_ready(address) if on_ready else None
+        )
         server.run(sockets=[listener])
     except OSError as error:
         # Another process may bind the same port while this one loads its model; only one can listen.
@@ -92,7 +95,7 @@ def serve_in_background(
         llm = model if isinstance(model, LLM) else LLM(model, **llm_options)
         names = model_names(llm.model.folder, served_model_name)
         ready = threading.Event()
-        server = _Server(create_app(llm, names), ready.set)
+        server = _Server(create_app(llm, names, hosts=local_names(host)), ready.set)
         thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
         thread.start()
         while not ready.wait(0.1):

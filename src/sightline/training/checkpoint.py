@@ -21,6 +21,7 @@ from sightline.data.vision_spec import record_limits
 from sightline.errors import SightlineError, UsageError
 from sightline.files import make_ordinary, only_user, write_json
 from sightline.models.processor import Processor
+from sightline.progress import note
 from sightline.training.config import TrainConfig, load_config, write_config
 from sightline.training.dataset import Sample
 from sightline.training.meter import Meter
@@ -71,15 +72,19 @@ class WholeCallback(TrainerCallback):
             distributed.barrier()  # every process has written its random state
         if state.is_world_process_zero:
             output = Path(args.output_dir)
+            folder = output / f"checkpoint-{state.global_step}"
             mark = {
                 "step": state.global_step,
                 "seconds": self._meter.seconds,
                 "data": self._data,
                 "processes": args.world_size,
+                "bytes": {
+                    path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()
+                },
             }
-            write_json(output / f"checkpoint-{state.global_step}" / _WHOLE, mark)
-            for folder in _whole(output)[: -self._limit]:
-                shutil.rmtree(folder, ignore_errors=True)
+            write_json(folder / _WHOLE, mark)
+            for old in _whole(output)[: -self._limit]:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_finite(model: Any) -> None:
@@ -122,8 +127,21 @@ def _whole(checkpoints: Path) -> list[Path]:
 
 
 def last_whole(output: Path) -> Path | None:
-    """The newest checkpoint of a run that was written to its end."""
-    return next(reversed(_whole(output / "checkpoints")), None)
+    """The newest checkpoint of a run that was written to its end and has been left as it was."""
+    for folder in reversed(_whole(output / "checkpoints")):
+        cut = _cut_file(folder)
+        if cut is None:
+            return folder
+        note(f"{folder / cut} is damaged; leaving this checkpoint out")
+    return None
+
+
+def _cut_file(folder: Path) -> str | None:
+    """A file of the checkpoint that is not as long as when it was written."""
+    for name, size in _mark_of(folder).get("bytes", {}).items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            return str(name)
+    return None
 
 
 def seconds_of(checkpoint: Path) -> float:

@@ -98,6 +98,8 @@ def convert(
     Raises:
         SightlineError: the source cannot be read or is of no known form, or the output cannot be written.
     """
+    if Path(source).exists() and Path(output).exists() and Path(source).samefile(output):
+        raise UsageError(f"{output} is the source itself; choose another output")
     options = options or Options()
     chosen = format_named(format) if format else detect(source)
     report = ConvertReport(chosen.name, Path(output))
