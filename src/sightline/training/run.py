@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 from transformers import PrinterCallback, set_seed
 
 from sightline.errors import UsageError
@@ -64,8 +65,21 @@ def train(config: TrainConfig) -> TrainResult:
         finished = config.output / checkpoint.RESULT
         if finished.exists():
             note(f"{config.output} is finished already; choose another output folder to train again")
-            return TrainResult(**json.loads(finished.read_text(encoding="utf-8")))
-        return _run(config, accelerator, resume_from)
+            result = TrainResult(**json.loads(finished.read_text(encoding="utf-8")))
+        else:
+            result = _run(config, accelerator, resume_from)
+    _leave_together()
+    return result
+
+
+def _leave_together() -> None:
+    """Under torchrun, wait for the process that writes the result, and end the connection before the process ends.
+
+    Whoever left earlier would have torchrun stop the others, and gloo's threads abort a process that ends over them.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def _run(config: TrainConfig, accelerator: Accelerator, resume_from: Path | None) -> TrainResult:
