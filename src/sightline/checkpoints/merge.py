@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sightline.checkpoints import companions
 from sightline.checkpoints.adapter import Adapter, open_adapter, pairs
 from sightline.checkpoints.store import INDEX, SINGLE, Store, read_config
 from sightline.errors import SightlineError, UsageError
@@ -23,15 +24,14 @@ from sightline.progress import track
 if TYPE_CHECKING:
     import torch
 
-_WORDS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # Files that belong together come from one folder: the adapter's if it has the first kind, else the base's.
 _COMPANIONS: tuple[tuple[str, ...], ...] = (
-    (*_WORDS, "vocab.json", "merges.txt", "tokenizer.model"),
-    ("chat_template.jinja", "chat_template.json"),
+    companions.TOKENIZER,
+    companions.TEMPLATE,
     ("preprocessor_config.json",),
     ("video_preprocessor_config.json",),
     ("processor_config.json",),
-    ("generation_config.json",),
+    companions.GENERATION,
 )
 _TOKENIZER_PROPER = {"tokenizer.json", "vocab.json", "tokenizer.model"}
 
@@ -200,7 +200,7 @@ def _copy_companions(folder: Path, adapter: Path, base: Path) -> None:
     for group in _COMPANIONS:
         present = {name for name in group if (adapter / name).is_file()}
         # A tokenizer_config.json alone is a remark, not a tokenizer.
-        ours = bool(present & _TOKENIZER_PROPER) if group[0] == "tokenizer.json" else bool(present)
+        ours = bool(present & _TOKENIZER_PROPER) if group is companions.TOKENIZER else bool(present)
         for name in group:
             source = (adapter if ours else base) / name
             if source.is_file():

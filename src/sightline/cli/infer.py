@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sightline.cli.options import Adapter, Device, Dtype, MaxPixels, Model
 from sightline.errors import SightlineError, UsageError
 
 if TYPE_CHECKING:
@@ -19,10 +20,8 @@ _SHOWN = 20  # up to so many answers are printed as they come
 
 
 def command(
-    model: Annotated[Path, typer.Option("--model", help="The checkpoint folder.")],
-    adapter: Annotated[
-        Path | None, typer.Option("--adapter", help="A PEFT adapter folder to put on top.")
-    ] = None,
+    model: Model,
+    adapter: Adapter = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="The question; placed after the media.")
     ] = None,
@@ -53,12 +52,9 @@ def command(
     top_k: Annotated[int, typer.Option(help="Number of tokens to sample from; 0 means all.")] = 0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(help="Largest picture; without it MAX_PIXELS, then the checkpoint's limit."),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, npu, cuda:1, ...")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
+    max_pixels: MaxPixels = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Answer one prompt, a dataset or a folder of pictures and videos.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sightline.cli.options import Adapter, Device, Dtype, MaxPixels, Model
 
 if TYPE_CHECKING:
     from sightline.server.run import Address
 
 
 def command(
-    model: Annotated[Path, typer.Option("--model", help="The checkpoint folder.")],
-    adapter: Annotated[
-        Path | None, typer.Option("--adapter", help="A PEFT adapter folder to put on top.")
-    ] = None,
+    model: Model,
+    adapter: Adapter = None,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 8000,
     served_model_name: Annotated[
@@ -24,11 +23,9 @@ def command(
     max_model_len: Annotated[
         int | None, typer.Option(help="Most tokens of prompt and answer; without it, the checkpoint's.")
     ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Largest picture; without it MAX_PIXELS, then the checkpoint's limit.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, npu, cuda:1, ...")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
+    max_pixels: MaxPixels = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Serve a model over HTTP with OpenAI's API, until Ctrl-C.
 

@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback
 
+from sightline.checkpoints import companions
 from sightline.data.looks import media_of
 from sightline.data.vision_spec import record_limits
 from sightline.errors import SightlineError, UsageError
@@ -44,17 +45,7 @@ _FREE = {
 }
 _FREE |= {"workers", "threads", "eval_interval"}
 # Files of a checkpoint that say how to feed it; the adapter carries them so that it can be used alone.
-_PROCESSOR_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+_PROCESSOR_FILES = (*companions.TOKENIZER, *companions.TEMPLATE, *companions.GENERATION)
 
 
 class WholeCallback(TrainerCallback):

@@ -1,0 +1,15 @@
+"""The files beside the weights that say how to feed a model: tokenizer, chat template, generation settings."""
+
+from __future__ import annotations
+
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+TEMPLATE = ("chat_template.jinja", "chat_template.json")
+GENERATION = ("generation_config.json",)
