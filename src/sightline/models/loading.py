@@ -46,6 +46,7 @@ def load_model(
     max_pixels: int | None = None,
     min_pixels: int | None = None,
     attention: str = "sdpa",
+    processor: Processor | None = None,
 ) -> VisionLanguageModel:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint in evaluation mode.
 
@@ -54,17 +55,14 @@ def load_model(
         dtype: "auto" (what the device prefers), "bf16", "fp16" or "fp32".
         adapter: a PEFT adapter folder to put on top. Its pixel limits, recorded in training, are used.
         attention: an implementation that transformers knows, such as `sightline.models.attention.NAME`.
+        processor: the folder's, where it is read already; the pixel limits are then its own.
 
     Raises:
         SightlineError: see the checks below; each names the file or the setting to change.
     """
     folder = Path(folder)
-    limits_from = _limits_folder(folder, adapter)
-    processor = load_processor(folder, max_pixels=max_pixels, min_pixels=min_pixels)
-    if limits_from != folder:
-        processor.vision = type(processor.vision).from_folder(
-            limits_from, processor.family.model_type, max_pixels=max_pixels, min_pixels=min_pixels
-        )
+    if processor is None:
+        processor = _load_processor(folder, adapter, max_pixels, min_pixels)
     accelerator = find(device)
     torch_dtype = dtype_from_name(dtype, accelerator) if isinstance(dtype, str) else dtype
     check_weights(folder)
@@ -75,6 +73,18 @@ def load_model(
         module = _with_adapter(module, Path(adapter))
     module = module.to(accelerator.torch_device).eval()
     return VisionLanguageModel(module, processor, accelerator, torch_dtype, folder)
+
+
+def _load_processor(
+    folder: Path, adapter: str | Path | None, max_pixels: int | None, min_pixels: int | None
+) -> Processor:
+    """The folder's processor; where training wrote pixel limits into the adapter, those count."""
+    processor = load_processor(folder, max_pixels=max_pixels, min_pixels=min_pixels)
+    if adapter is not None and (Path(adapter) / "preprocessor_config.json").exists():
+        processor.vision = type(processor.vision).from_folder(
+            adapter, processor.family.model_type, max_pixels=max_pixels, min_pixels=min_pixels
+        )
+    return processor
 
 
 def _load_module(folder: Path, processor: Processor, dtype: torch.dtype, attention: str) -> Any:
@@ -131,13 +141,6 @@ def check_weights(folder: Path) -> None:
             )
     elif not (folder / "model.safetensors").exists():
         raise SightlineError(f"{folder} holds no model.safetensors and no model.safetensors.index.json")
-
-
-def _limits_folder(folder: Path, adapter: str | Path | None) -> Path:
-    """The folder whose recorded pixel limits count: the adapter's where training wrote them."""
-    if adapter is not None and (Path(adapter) / "preprocessor_config.json").exists():
-        return Path(adapter)
-    return folder
 
 
 def _with_adapter(module: Any, adapter: Path) -> Any:

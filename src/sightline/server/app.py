@@ -52,6 +52,7 @@ def create_app(
     """
     worker = Worker(llm)
     defaults = llm.get_default_sampling_params()
+    controls = [token for token in llm.get_tokenizer().get_added_vocab() if token.startswith("<|")]
     started = int(time.time())
 
     @contextlib.asynccontextmanager
@@ -85,6 +86,7 @@ def create_app(
         name = names[0] if request.model is None else _check_name(request.model, names)
         params = sampling_of(request, defaults)
         conversation = conversation_of(request)
+        _check_texts(conversation, controls)
         job = await worker.open(lambda: _prepare(llm, conversation, params))
         reply = Reply.new(name)
         if request.stream:
@@ -101,7 +103,6 @@ def create_app(
 
 def _prepare(llm: LLM, conversation: Conversation, params: SamplingParams) -> Job:
     """Open the media of a request, by their headers first: what is too large is never decoded."""
-    _check_texts(llm, conversation)
     try:
         for image in conversation.images:
             image_size(image.source, BUDGET)
@@ -145,11 +146,10 @@ async def _body(http: Request, most: int) -> bytes:
             raise RequestError(f"the body is longer than {most:,} bytes; send smaller media", status=413)
 
 
-def _check_texts(llm: LLM, conversation: Conversation) -> None:
+def _check_texts(conversation: Conversation, controls: Sequence[str]) -> None:
     """Text that tokenizers read as control tokens would let a client write other roles' turns."""
-    marks = [token for token in llm.get_tokenizer().get_added_vocab() if token.startswith("<|")]
     for number, message in enumerate(conversation.messages, 1):
-        found = next((mark for mark in marks if mark in message.text), None)
+        found = next((token for token in controls if token in message.text), None)
         if found is not None:
             raise RequestError(
                 f"message {number} holds the control token {found}; leave it out", param="messages"

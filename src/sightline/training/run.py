@@ -89,17 +89,12 @@ def _run(config: TrainConfig, accelerator: Accelerator, resume_from: Path | None
     processor = load_processor(config.model, max_pixels=config.max_pixels, min_pixels=config.min_pixels)
     check_weights(config.model)
     training, validation = load_data(config, processor)
-    loaded = load_model(
-        config.model,
-        device="cpu",
-        dtype=dtype,
-        max_pixels=config.max_pixels,
-        min_pixels=config.min_pixels,
-        attention=attention.register(),
-    )
-    install_token_loss(loaded.module)
+    module = load_model(
+        config.model, device="cpu", dtype=dtype, attention=attention.register(), processor=processor
+    ).module
+    install_token_loss(module)
     set_seed(config.seed)  # an adapter starts from random numbers
-    model = apply_tuner(loaded.module, config)
+    model = apply_tuner(module, config)
     learning_by_part = learning_parameters(model)
     learning = sum(learning_by_part.values())
     note(
@@ -108,7 +103,7 @@ def _run(config: TrainConfig, accelerator: Accelerator, resume_from: Path | None
     )
 
     meter = Meter()
-    dataset = SampleDataset(training, loaded.processor)
+    dataset = SampleDataset(training, processor)
     data = checkpoint.fingerprint(training)
     log = LogCallback(config.output, meter, accelerator, config.max_seconds, config.tensorboard)
     trainer = SightlineTrainer(
@@ -120,7 +115,7 @@ def _run(config: TrainConfig, accelerator: Accelerator, resume_from: Path | None
             config, dtype, accelerator.kind == "cpu", vision_learns=set(learning_by_part) != {"language"}
         ),
         train_dataset=dataset,
-        eval_dataset=SampleDataset(validation, loaded.processor) if validation else None,
+        eval_dataset=SampleDataset(validation, processor) if validation else None,
         data_collator=collate,
         callbacks=[log, checkpoint.WholeCallback(meter, config.save_total_limit, data)],
     )
@@ -136,7 +131,7 @@ def _run(config: TrainConfig, accelerator: Accelerator, resume_from: Path | None
     meter.samples = trainer.over_processes(meter.samples)
     result = _result(config, trainer.state, meter, seconds, accelerator, eval_loss, learning)
     if trainer.is_world_process_zero():
-        checkpoint.save_final(_in_dtype(model, config, dtype), loaded.processor, config)
+        checkpoint.save_final(_in_dtype(model, config, dtype), processor, config)
         _finish(config, result)
     return result
 
