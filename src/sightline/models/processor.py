@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sightline.data.conversation import Conversation, Video
-from sightline.data.vision import (
-    Grid,
-    image_grid,
-    patch_image,
-    patch_video,
-    resize_frame,
-    tokens,
-    video_grid,
-    video_size_for,
-)
+from sightline.data.conversation import Conversation, Image, Video
 from sightline.data.vision_spec import VisionSpec
 from sightline.errors import SightlineError, first_line
 from sightline.models.families import Family, family_of
+from sightline.models.patches import Layout, Patched, joined, open_medium, patch_medium, plan_medium
 from sightline.models.positions import RopePositions
 from sightline.models.prompt import PromptBuilder, Tokens
 
@@ -44,9 +34,7 @@ class Encoded:
         input_ids, labels, kinds: int64 [T]; labels are -100 where nothing is learnt; kinds are 0 text,
             1 image, 2 video.
         position_ids: int64 [3, T], M-RoPE; rope_delta is added to a token's index when generating.
-        pixel_values, pixel_values_videos: float32 [patches, values] or None.
-        image_grid_thw, video_grid_thw: int64 [media, 3] or None.
-        second_per_grid_ts: seconds between the temporal patches of each video.
+        images, videos: the media, each in the order of their placeholders.
     """
 
     input_ids: torch.Tensor
@@ -54,25 +42,42 @@ class Encoded:
     kinds: torch.Tensor
     position_ids: torch.Tensor
     rope_delta: int
-    pixel_values: torch.Tensor | None = None
-    image_grid_thw: torch.Tensor | None = None
-    pixel_values_videos: torch.Tensor | None = None
-    video_grid_thw: torch.Tensor | None = None
-    second_per_grid_ts: list[float] | None = None
+    images: list[Patched] = field(default_factory=list)
+    videos: list[Patched] = field(default_factory=list)
+
+    @property
+    def media(self) -> list[Patched]:
+        """The images, then the videos."""
+        return [*self.images, *self.videos]
+
+    @property
+    def pixel_values(self) -> torch.Tensor | None:
+        """float [patches of all images, values] or None; joined anew by each call."""
+        return joined(self.images)
+
+    @property
+    def pixel_values_videos(self) -> torch.Tensor | None:
+        """As `pixel_values`, of the videos."""
+        return joined(self.videos)
+
+    @property
+    def image_grid_thw(self) -> torch.Tensor | None:
+        """int64 [images, 3] or None"""
+        return _grids([image.layout for image in self.images])
+
+    @property
+    def video_grid_thw(self) -> torch.Tensor | None:
+        """int64 [videos, 3] or None"""
+        return _grids([video.layout for video in self.videos])
+
+    @property
+    def second_per_grid_ts(self) -> list[float] | None:
+        """Seconds between the temporal patches of each video, or None."""
+        return _seconds([video.layout for video in self.videos])
 
     @property
     def vision_tokens(self) -> int:
         return int((self.kinds > 0).sum())
-
-
-@dataclass
-class _Clip:
-    """A video as the prompt needs it: its grid, seconds of each temporal patch, and the step between them."""
-
-    grid: Grid
-    times: list[float]
-    seconds_per_patch: float
-    patches: Any = None
 
 
 class Processor:
@@ -98,10 +103,10 @@ class Processor:
         """
         if not supervise:
             conversation = conversation.without_answer()
-        images = [self._patch_image(image) for image in conversation.images]
-        clips = [self._open_clip(video) for video in conversation.videos]
-        built = self._build(conversation, [grid for _, grid in images], clips, supervise)
-        return self._encoded(built, images, clips)
+        images = [self.patch(image) for image in conversation.images]
+        videos = [self.patch(video) for video in conversation.videos]
+        built = self._build(conversation, _layouts(images), _layouts(videos), supervise)
+        return self._encoded(built, images, videos)
 
     def encode_prompt(self, prompt: str | Sequence[int], media: Conversation) -> Encoded:
         """Build a sequence from a prompt that the chat template was applied to: a text, or token ids.
@@ -111,22 +116,52 @@ class Processor:
         Raises:
             RowError: placeholders and media differ in number; MediaError: a medium cannot be used.
         """
-        images = [self._patch_image(image) for image in media.images]
-        clips = [self._open_clip(video) for video in media.videos]
-        built = self.prompt.build_prompt(
-            prompt,
-            media,
-            [tokens(self.vision, grid) for _, grid in images],
-            [tokens(self.vision, clip.grid) for clip in clips],
-            [clip.times for clip in clips] if self.family.timestamps else None,
-        )
-        return self._encoded(built, images, clips)
+        images = [self.patch(image) for image in media.images]
+        videos = [self.patch(video) for video in media.videos]
+        return self.encode_patched(media, images, videos, prompt=prompt)
+
+    def encode_patched(
+        self,
+        conversation: Conversation,
+        images: list[Patched],
+        videos: list[Patched],
+        *,
+        prompt: str | Sequence[int] | None = None,
+    ) -> Encoded:
+        """As `encode` without `supervise`, or as `encode_prompt` where there is a prompt, of media that are
+        patched already. Of the processor this alone uses the tokenizer, which refuses two threads at once.
+        """
+        if prompt is None:
+            conversation = conversation.without_answer()
+            built = self._build(conversation, _layouts(images), _layouts(videos), supervise=False)
+        else:
+            built = self.prompt.build_prompt(
+                prompt, conversation, *self._slots(_layouts(images), _layouts(videos))
+            )
+        return self._encoded(built, images, videos)
+
+    def patch(self, medium: Image | Video) -> Patched:
+        """Open an image or clip and cut it into patches.
+
+        Raises:
+            MediaError: it cannot be used. SightlineError: the model refuses its shape.
+        """
+        return patch_medium(self.vision, medium, open_medium(self.vision, medium))
+
+    def plan(self, medium: Image | Video) -> Layout:
+        """What a medium takes in a prompt, from its header alone.
+
+        Raises:
+            MediaError: the header cannot be read. SightlineError: the model refuses its shape.
+        """
+        return plan_medium(self.vision, medium)
 
     def count(self, conversation: Conversation) -> TokenCount:
         """Tokens of the whole conversation, from the headers of its media alone."""
-        grids, clips = self._plan_media(conversation)
+        images = [self.plan(image) for image in conversation.images]
+        videos = [self.plan(video) for video in conversation.videos]
         supervise = any(message.role == "assistant" for message in conversation.messages)
-        built = self._build(conversation, grids, clips, supervise)
+        built = self._build(conversation, images, videos, supervise)
         return TokenCount(len(built.ids), sum(1 for kind in built.kinds if kind))
 
     def count_vision(self, media: Conversation) -> int:
@@ -135,90 +170,51 @@ class Processor:
         Raises:
             MediaError: a header cannot be read.
         """
-        grids, clips = self._plan_media(media)
-        return sum(tokens(self.vision, grid) for grid in [*grids, *(clip.grid for clip in clips)])
-
-    def _plan_media(self, media: Conversation) -> tuple[list[Grid], list[_Clip]]:
-        from sightline.data.images import image_size
-
-        grids = [image_grid(self.vision, *image_size(image.source), image) for image in media.images]
-        return grids, [self._plan_clip(video) for video in media.videos]
+        return sum(self.plan(medium).tokens for medium in media.parts() if isinstance(medium, (Image, Video)))
 
     def _build(
-        self, conversation: Conversation, grids: list[Grid], clips: list[_Clip], supervise: bool
+        self, conversation: Conversation, images: list[Layout], videos: list[Layout], supervise: bool
     ) -> Tokens:
-        return self.prompt.build(
-            conversation,
-            [tokens(self.vision, grid) for grid in grids],
-            [tokens(self.vision, clip.grid) for clip in clips],
-            [clip.times for clip in clips] if self.family.timestamps else None,
-            supervise=supervise,
+        return self.prompt.build(conversation, *self._slots(images, videos), supervise=supervise)
+
+    def _slots(
+        self, images: list[Layout], videos: list[Layout]
+    ) -> tuple[list[int], list[int], list[Sequence[float]] | None]:
+        """What the prompt needs to know of the media: tokens of each, and the times of the clips."""
+        times: list[Sequence[float]] = [video.times for video in videos]
+        return (
+            [image.tokens for image in images],
+            [video.tokens for video in videos],
+            times if self.family.timestamps else None,
         )
 
-    def _encoded(self, built: Tokens, images: list[tuple[Any, Grid]], clips: list[_Clip]) -> Encoded:
+    def _encoded(self, built: Tokens, images: list[Patched], videos: list[Patched]) -> Encoded:
         input_ids, kinds = torch.tensor(built.ids), torch.tensor(built.kinds)
-        image_grids = torch.tensor([grid for _, grid in images]) if images else None
-        video_grids = torch.tensor([clip.grid for clip in clips]) if clips else None
-        seconds = [clip.seconds_per_patch for clip in clips] or None
-        positions, delta = self._positions(input_ids, kinds, image_grids, video_grids, seconds)
+        clips = _layouts(videos)
+        positions, delta = self._positions(
+            input_ids, kinds, _grids(_layouts(images)), _grids(clips), _seconds(clips)
+        )
         return Encoded(
             input_ids=input_ids,
             labels=torch.tensor(built.labels),
             kinds=kinds,
             position_ids=positions,
             rope_delta=delta,
-            pixel_values=_joined([patches for patches, _ in images]),
-            image_grid_thw=image_grids,
-            pixel_values_videos=_joined([clip.patches for clip in clips]),
-            video_grid_thw=video_grids,
-            second_per_grid_ts=seconds,
+            images=images,
+            videos=videos,
         )
 
-    def _patch_image(self, image: Any) -> tuple[Any, Grid]:
-        from sightline.data.images import open_image
 
-        return patch_image(self.vision, open_image(image.source), image)
-
-    def _open_clip(self, video: Video) -> _Clip:
-        from sightline.data.videos import load_video, plan_video
-
-        plan = plan_video(video, **self._sampling)
-        size = video_size_for(self.vision, len(plan.timestamps), plan.width, plan.height, video)
-        # Resized as they are decoded: the whole clip at full size may take gigabytes.
-        shrink = partial(resize_frame, self.vision, height=size[0], width=size[1])
-        frames = load_video(video, **self._sampling, transform=shrink)
-        patches, grid = patch_video(self.vision, frames.images, size=size)
-        return self._clip(grid, frames.timestamps, frames.sampled_fps, patches)
-
-    def _plan_clip(self, video: Video) -> _Clip:
-        from sightline.data.videos import plan_video
-
-        plan = plan_video(video, **self._sampling)
-        grid = video_grid(self.vision, len(plan.timestamps), plan.width, plan.height, video)
-        return self._clip(grid, plan.timestamps, plan.sampled_fps)
-
-    @property
-    def _sampling(self) -> dict[str, Any]:
-        vision = self.vision
-        return {
-            "fps": vision.video_fps,
-            "min_frames": vision.video_min_frames,
-            "max_frames": vision.video_max_frames,
-        }
-
-    def _clip(self, grid: Grid, timestamps: list[float], fps: float, patches: Any = None) -> _Clip:
-        group = self.vision.temporal_patch_size
-        padded = timestamps + [timestamps[-1]] * (-len(timestamps) % group)
-        # A temporal patch is announced by the middle between its first and its last frame.
-        times = [(padded[i] + padded[i + group - 1]) / 2 for i in range(0, len(padded), group)]
-        return _Clip(grid, times, group / fps, patches)
+def _layouts(media: list[Patched]) -> list[Layout]:
+    return [medium.layout for medium in media]
 
 
-def _joined(arrays: list[Any]) -> torch.Tensor | None:
-    """float32 [patches of all media, values]"""
-    if not arrays:
-        return None
-    return torch.cat([torch.from_numpy(array) for array in arrays])
+def _grids(media: list[Layout]) -> torch.Tensor | None:
+    return torch.tensor([medium.grid for medium in media]) if media else None
+
+
+def _seconds(media: list[Layout]) -> list[float] | None:
+    return [medium.seconds_per_patch for medium in media] or None
 
 
 def load_processor(
