@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sightline.engine.request import Request
+from sightline.engine.static_request import Request
 
 
 def run(module: Any, requests: Sequence[Request], *, device: torch.device) -> Iterator[None]:

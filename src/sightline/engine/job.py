@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sightline.engine.outputs import RequestOutput
-from sightline.engine.request import Request
+from sightline.engine.static_request import Request
 
 
 @dataclass

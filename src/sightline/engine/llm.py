@@ -17,7 +17,7 @@ from sightline.engine import batch
 from sightline.engine.inputs import Prompt, check_text, read_messages, read_prompt
 from sightline.engine.job import Delta, Job
 from sightline.engine.outputs import RequestOutput
-from sightline.engine.request import Request
+from sightline.engine.static_request import Request
 from sightline.engine.sampling import ParameterError, SamplingParams
 from sightline.errors import SightlineError, UsageError
 from sightline.files import read_object

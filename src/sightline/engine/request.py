@@ -1,106 +1,129 @@
-"""One sequence on its way through the engine: what is asked, what has come so far, and when it ends."""
+"""What is asked of the engine: one prompt with its images and clips, and the answers to it."""
 
 from __future__ import annotations
 
-import threading
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from sightline.engine.detokenizer import Detokenizer
-from sightline.engine.outputs import CompletionOutput, RequestMetrics
-from sightline.engine.sampler import choose
 from sightline.engine.sampling import SamplingParams
-from sightline.models.processor import Encoded
+from sightline.engine.sequence import Sequence, Status
+
+if TYPE_CHECKING:
+    from sightline.engine.answer import Answer
+    from sightline.models.processor import Encoded
 
 
-@dataclass
-class Request:
-    """One answer to one encoded prompt.
+@dataclass(frozen=True)
+class Medium:
+    """One image or clip of a prompt.
 
     Attributes:
-        end_tokens: the model's own end tokens.
-        limit: most tokens of the answer, by `max_tokens` and the model's length.
-        arrived: time.perf_counter() when the request was given.
+        kind: "image" or "video".
+        key: hash of content, processor settings, grid and seconds per patch; equal keys mean equal
+            features and equal positions.
+        tokens: vision tokens, the rows of its features.
     """
 
-    encoded: Encoded
-    params: SamplingParams
-    end_tokens: frozenset[int]
-    limit: int
-    tokenizer: Any
-    seed: int
-    index: int = 0
-    arrived: float = field(default_factory=time.perf_counter)
+    kind: str
+    key: bytes
+    tokens: int
 
-    def __post_init__(self) -> None:
-        self.output = CompletionOutput(self.index)
-        self.metrics = RequestMetrics()
-        self.text = Detokenizer(
-            self.tokenizer, stops=self.params.stops, skip_special_tokens=self.params.skip_special_tokens
-        )
-        self._generator = torch.Generator().manual_seed(self.seed)
-        self._aborted = threading.Event()
 
-    @property
-    def prompt_length(self) -> int:
-        return len(self.encoded.input_ids)
+@dataclass(frozen=True)
+class Span:
+    """A run of one medium's placeholders in the prompt; a clip of Qwen3-VL has one for each temporal patch.
+
+    Attributes:
+        medium: index into the request's media.
+        start, length: the prompt's tokens [start, start + length).
+        offset: the first of its feature rows.
+    """
+
+    medium: int
+    start: int
+    length: int
+    offset: int
 
     @property
-    def next_position(self) -> int:
-        """M-RoPE position of the newest token, the same in time, height and width."""
-        return self.prompt_length + len(self.output.token_ids) - 1 + self.encoded.rope_delta
+    def end(self) -> int:
+        return self.start + self.length
+
+
+class Request:
+    """One prompt and the answers asked for.
+
+    Args:
+        answers: where the tokens of each answer go; one sequence is made for each.
+        limit: most tokens of an answer.
+        spans: where the media stand, not overlapping, in any order.
+        priority: lower runs earlier.
+        adapter: the adapter that computes it; sequences of different adapters share no blocks.
+        encoded: pixels and positions for the runner.
+
+    Attributes:
+        arrival: set by the scheduler; the earlier of two requests has the smaller one.
+        arrived_at: time.perf_counter() when it was made.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        answers: Iterable[Answer],
+        *,
+        limit: int,
+        media: Iterable[Medium] = (),
+        spans: Iterable[Span] = (),
+        priority: int = 0,
+        adapter: str | None = None,
+        encoded: Encoded | None = None,
+    ) -> None:
+        self.id = id
+        self.prompt = prompt
+        self.params = params
+        self.media = list(media)
+        self.spans = sorted(spans, key=lambda span: span.start)
+        self.priority = priority
+        self.arrival = 0
+        self.adapter = adapter
+        self.encoded = encoded
+        self.arrived_at = time.perf_counter()
+        self.aborted = False
+        self.on_abort: Callable[[Request], None] | None = None
+        self.sequences = [Sequence(self, index, answer, limit) for index, answer in enumerate(answers)]
+        self._ends = [span.end for span in self.spans]
+        # Behind the last token of each medium.
+        self.media_ends = [0] * len(self.media)
+        for span in self.spans:
+            self.media_ends[span.medium] = span.end
+
+    def __repr__(self) -> str:
+        return f"Request({self.id}, {len(self.prompt)} tokens, {len(self.sequences)} answers)"
+
+    def abort(self) -> None:
+        """End all answers before the engine's next step. May be called from any thread, any number of times."""
+        # The flag first: a scheduler that takes the request on at this moment sets `on_abort`, then reads it.
+        self.aborted = True
+        if self.on_abort is not None:
+            self.on_abort(self)
 
     @property
     def finished(self) -> bool:
-        return self.output.finish_reason is not None
-
-    def abort(self) -> None:
-        """End this request at the next step. May be called from any thread, any number of times."""
-        self._aborted.set()
+        return all(sequence.status is Status.FINISHED for sequence in self.sequences)
 
     @property
-    def aborted(self) -> bool:
-        return self._aborted.is_set()
+    def logs_prompt(self) -> bool:
+        """Whether the prompt's own log probabilities are asked, so that none of its tokens may be skipped."""
+        return getattr(self.params, "prompt_logprobs", None) is not None
 
-    def take(self, logits: torch.Tensor) -> None:
-        """Choose the next token from float [vocabulary] logits, and see whether it ends the answer."""
-        if self.aborted:
-            return self.finish("abort")
-        early = len(self.output.token_ids) < self.params.min_tokens
-        banned = self._ends() if early else frozenset()
-        token = choose(logits, self.params, seen=self._seen(), banned=banned, generator=self._generator)
-        self.output.token_ids.append(token)
-        if self.metrics.time_to_first_token is None:
-            self.metrics.time_to_first_token = time.perf_counter() - self.arrived
-        self._see(token, len(self.output.token_ids) >= self.params.min_tokens)
-
-    def finish(self, reason: str, stop: int | str | None = None) -> None:
-        """End the answer; `stop` is the text or token that did it."""
-        self.text.finish(cut=reason != "stop")
-        self.output.finish_reason, self.output.stop_reason = reason, stop
-        self.output.text = self.text.text
-        self.metrics.total = time.perf_counter() - self.arrived
-
-    def _see(self, token: int, may_stop: bool) -> None:
-        if token in self.params.stop_ids:
-            return self.finish("stop", token)
-        if token in self.end_tokens and not self.params.ignore_eos:
-            return self.finish("stop")
-        stop = self.text.add(token, may_stop=may_stop)
-        self.output.text = self.text.text
-        if stop is not None:
-            self.finish("stop", stop)
-        elif len(self.output.token_ids) >= self.limit:
-            self.finish("length")
-
-    def _ends(self) -> frozenset[int]:
-        own = frozenset() if self.params.ignore_eos else self.end_tokens
-        return own | self.params.stop_ids
-
-    def _seen(self) -> torch.Tensor | None:
-        if self.params.repetition_penalty == 1.0:
-            return None
-        return torch.cat([self.encoded.input_ids, torch.tensor(self.output.token_ids, dtype=torch.long)])
+    def spans_between(self, start: int, end: int) -> Iterator[Span]:
+        """The spans with a token in [start, end), in order."""
+        for position in range(bisect_right(self._ends, start), len(self.spans)):
+            span = self.spans[position]
+            if span.start >= end:
+                return
+            yield span
