@@ -66,6 +66,8 @@ class Request:
     Attributes:
         arrival: set by the scheduler; the earlier of two requests has the smaller one.
         arrived_at: time.perf_counter() when it was made.
+        cached_tokens: of the prompt, found in the prefix cache when it was first scheduled.
+        error: why it failed, set by the engine.
     """
 
     def __init__(
@@ -92,6 +94,8 @@ class Request:
         self.adapter = adapter
         self.encoded = encoded
         self.arrived_at = time.perf_counter()
+        self.cached_tokens = 0
+        self.error: str | None = None
         self.aborted = False
         self.on_abort: Callable[[Request], None] | None = None
         self.sequences = [Sequence(self, index, answer, limit) for index, answer in enumerate(answers)]
