@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,8 @@ from sightline.errors import UsageError
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this mean the most likely token, as in vLLM."""
+MOST_LOGPROBS = 20
+"""Most likely tokens that may be asked for with their log-probabilities; -1 asks for the whole vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,19 @@ class SamplingParams:
         ignore_eos: go on after the model's own end tokens.
         seed: the same seed gives the same answer, whatever else runs beside it.
         skip_special_tokens: leave special tokens out of the text.
+        presence_penalty: taken from the logit of every token that the answer holds, -2 to 2.
+        frequency_penalty: the same for each time the answer holds it, -2 to 2.
+        logprobs: tell each token's log-probability and those of so many most likely ones; -1 means all.
+        prompt_logprobs: the same for the tokens of the prompt.
+        logit_bias: added to the logits of these tokens, -100 to 100.
+        bad_words: texts that the answer does not hold; the last token of each is banned where it would complete it.
+        allowed_token_ids: the only tokens to choose from.
+        include_stop_str_in_output: leave the stop text (or stop token's text) in the answer.
+        detokenize: False gives token ids only, with an empty text.
+        spaces_between_special_tokens: put spaces around special tokens, where the tokenizer knows this setting.
 
     Raises:
-        UsageError: a value is of the wrong type or out of its range; the text names it.
+        ParameterError: a value is of the wrong type or out of its range; the text names it.
     """
 
     n: int = 1
@@ -48,16 +60,27 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int | None = None
     skip_special_tokens: bool = True
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
+    bad_words: Sequence[str] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    include_stop_str_in_output: bool = False
+    detokenize: bool = True
+    spaces_between_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", _strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _ids(self.stop_token_ids))
+        self._normalise()
         _whole("n", self.n, 1, 128)
         _real("temperature", self.temperature, 0, 100)
         _real("top_p", self.top_p, 0, 1, above=True)
         _whole("top_k", self.top_k, -1)
         _real("min_p", self.min_p, 0, 1)
         _real("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
+        _real("presence_penalty", self.presence_penalty, -2, 2)
+        _real("frequency_penalty", self.frequency_penalty, -2, 2)
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1)
         _whole("min_tokens", self.min_tokens, 0)
@@ -65,6 +88,30 @@ class SamplingParams:
             raise ParameterError("min_tokens", f"is {self.min_tokens}, above max_tokens {self.max_tokens}")
         if self.seed is not None:
             _whole("seed", self.seed, -(2**63), 2**63 - 1)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), -1, MOST_LOGPROBS)
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(name, f"must be True or False, not {getattr(self, name)!r}")
+        if self.stop and not self.detokenize:
+            raise ParameterError(
+                "stop", "needs the answer's text; leave detokenize True or use stop_token_ids"
+            )
+
+    def _normalise(self) -> None:
+        """Take each spelling of a list; what is kept is read-only and is accepted again by `replace`."""
+        object.__setattr__(self, "stop", _strings("stop", self.stop))
+        object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
+        if self.bad_words is not None:
+            object.__setattr__(self, "bad_words", _strings("bad_words", self.bad_words))
+        if self.allowed_token_ids is not None:
+            ids = _ids("allowed_token_ids", self.allowed_token_ids)
+            if not ids:
+                raise ParameterError("allowed_token_ids", "is empty, so no token could come; leave it out")
+            object.__setattr__(self, "allowed_token_ids", ids)
+        if self.logit_bias is not None:
+            object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 
     @property
     def greedy(self) -> bool:
@@ -77,6 +124,25 @@ class SamplingParams:
     @property
     def stop_ids(self) -> frozenset[int]:
         return frozenset(self.stop_token_ids or ())
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse token ids that a model of `size` tokens does not have.
+
+        Raises:
+            ParameterError: names the setting and the largest id.
+        """
+        for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
+            if any(token >= size for token in getattr(self, name) or ()):
+                raise ParameterError(name, f"must lie between 0 and {size - 1}")
+
+
+_FLAGS = (
+    "ignore_eos",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+    "detokenize",
+    "spaces_between_special_tokens",
+)
 
 
 class ParameterError(UsageError):
@@ -104,15 +170,35 @@ def _real(name: str, value: Any, least: float, most: float, *, above: bool = Fal
         raise ParameterError(name, f"must be {words}, not {value}")
 
 
-def _strings(value: Sequence[str] | str | None) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else tuple(value or ())
+def _strings(name: str, value: Any) -> tuple[str, ...]:
+    texts = _listed(name, (value,) if isinstance(value, str) else value, "texts")
     if not all(isinstance(text, str) and text for text in texts):
-        raise ParameterError("stop", "must be a text or a list of texts, none of them empty")
+        raise ParameterError(name, "must be a text or a list of texts, none of them empty")
     return texts
 
 
-def _ids(value: Sequence[int] | None) -> tuple[int, ...]:
-    ids = tuple(value or ())
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    ids = _listed(name, value, "token ids")
     for token in ids:
-        _whole("stop_token_ids", token, 0)
+        _whole(name, token, 0)
     return ids
+
+
+def _listed(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    try:
+        return tuple(value or ())
+    except TypeError:
+        raise ParameterError(name, f"must be a list of {what}, not {value!r}") from None
+
+
+def _biases(value: Any) -> dict[int, float]:
+    """JSON has no numbers as keys, so OpenAI's clients write the ids as texts."""
+    if not isinstance(value, Mapping):
+        raise ParameterError("logit_bias", f"must map token ids to numbers, not be {value!r}")
+    biases = {}
+    for key, bias in value.items():
+        token = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key
+        _whole("logit_bias", token, 0)
+        _real("logit_bias", bias, -100, 100)
+        biases[token] = float(bias)
+    return biases
