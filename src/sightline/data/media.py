@@ -57,8 +57,28 @@ class MediaError(SightlineError):
         self.kind = kind
 
 
+class Named(bytes):
+    """The bytes of a medium that were read already, under the name that messages give it."""
+
+    name: str
+
+    @classmethod
+    def read(cls, source: str, budget: Budget = DEFAULT) -> Named:
+        """All bytes of a path, a file:// or a data: URL.
+
+        Raises:
+            MediaError: as `opened`.
+        """
+        with opened(source, budget) as file:
+            data = cls(file.read())
+        data.name = describe(source)
+        return data
+
+
 def describe(source: Source) -> str:
     """`source` as an error message names it: short, and never with the medium's data in it."""
+    if isinstance(source, Named):
+        return source.name
     if isinstance(source, str):
         if source[:5].lower() == "data:":
             return f"the data: URL ({source[5:40].split(',')[0].split(';')[0] or 'text/plain'})"
@@ -146,7 +166,7 @@ def opened(source: str | bytes, budget: Budget = DEFAULT) -> Iterator[BinaryIO]:
     """
     path = local_path(source)
     if path is None:
-        data = decode_data_url(source, budget) if isinstance(source, str) else bytes(source)
+        data = decode_data_url(source, budget) if isinstance(source, str) else source
         _check_bytes(source, len(data), budget)
         yield io.BytesIO(data)
         return

@@ -134,25 +134,33 @@ def video_size_for(
     spec: VisionSpec, frames: int, width: int, height: int, video: Video | None = None
 ) -> tuple[int, int]:
     """(height, width) in pixels that the model sees of each of `frames` frames."""
+    least, most = video_limits(spec, frames, video)
+    if not spec.clip_limits:
+        return smart_resize(height, width, spec.factor, least, most)
+    return smart_resize_clip(
+        max(frames, spec.temporal_patch_size),
+        height,
+        width,
+        factor=spec.factor,
+        temporal=spec.temporal_patch_size,
+        min_pixels=least,
+        max_pixels=most,
+    )
+
+
+def video_limits(spec: VisionSpec, frames: int, video: Video | None = None) -> tuple[int, int]:
+    """(least, most) pixels of each of `frames` frames, or where `spec.clip_limits` of all together."""
     own_most = video.max_pixels if video else None
     own_least = video.min_pixels if video else None
     if not spec.clip_limits:
         most, least = own_most or spec.video_max_pixels, own_least or spec.video_min_pixels
         most = _within_total(spec, frames, most)
-        return smart_resize(height, width, spec.factor, min(least, most), most)
+        return min(least, most), most
     # The checkpoint's limits count the pixels of the whole clip; a medium's own count those of a frame.
     frames = max(frames, spec.temporal_patch_size)
     most = _within_clip(spec, frames, own_most or spec.video_frame_pixels)
     least = own_least * frames if own_least else spec.video_min_pixels
-    return smart_resize_clip(
-        frames,
-        height,
-        width,
-        factor=spec.factor,
-        temporal=spec.temporal_patch_size,
-        min_pixels=min(least, most),
-        max_pixels=most,
-    )
+    return min(least, most), most
 
 
 def _within_total(spec: VisionSpec, frames: int, most: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sightline.data.conversation import Image, Video
+from sightline.data.media import DEFAULT, Budget
 from sightline.data.vision import (
     Grid,
     image_grid,
@@ -58,7 +59,7 @@ class Patched:
         return self.patches.nbytes
 
 
-def plan_medium(spec: VisionSpec, medium: Image | Video) -> Layout:
+def plan_medium(spec: VisionSpec, medium: Image | Video, budget: Budget = DEFAULT) -> Layout:
     """From the header alone.
 
     Raises:
@@ -68,13 +69,13 @@ def plan_medium(spec: VisionSpec, medium: Image | Video) -> Layout:
     from sightline.data.videos import plan_video
 
     if isinstance(medium, Image):
-        return _still(spec, image_grid(spec, *image_size(medium.source), medium))
-    plan = plan_video(medium, **_sampling(spec))
+        return _still(spec, image_grid(spec, *image_size(medium.source, budget), medium))
+    plan = plan_video(medium, **_sampling(spec), budget=budget)
     grid = video_grid(spec, len(plan.timestamps), plan.width, plan.height, medium)
     return _clip(spec, grid, plan.timestamps, plan.sampled_fps)
 
 
-def open_medium(spec: VisionSpec, medium: Image | Video) -> Any:
+def open_medium(spec: VisionSpec, medium: Image | Video, budget: Budget = DEFAULT) -> Any:
     """A PIL picture, or a clip's `Frames`, scaled already.
 
     Raises:
@@ -84,12 +85,12 @@ def open_medium(spec: VisionSpec, medium: Image | Video) -> Any:
     from sightline.data.videos import load_video, plan_video
 
     if isinstance(medium, Image):
-        return open_image(medium.source)
-    plan = plan_video(medium, **_sampling(spec))
+        return open_image(medium.source, budget)
+    plan = plan_video(medium, **_sampling(spec), budget=budget)
     height, width = video_size_for(spec, len(plan.timestamps), plan.width, plan.height, medium)
     # Resized as they are decoded: the whole clip at full size may take gigabytes.
     shrink = partial(resize_frame, spec, height=height, width=width)
-    return load_video(medium, **_sampling(spec), transform=shrink)
+    return load_video(medium, **_sampling(spec), budget=budget, transform=shrink)
 
 
 def patch_medium(spec: VisionSpec, medium: Image | Video, opened: Any) -> Patched:

@@ -105,8 +105,8 @@ class Processor:
             conversation = conversation.without_answer()
         images = [self.patch(image) for image in conversation.images]
         videos = [self.patch(video) for video in conversation.videos]
-        built = self._build(conversation, _layouts(images), _layouts(videos), supervise)
-        return self._encoded(built, images, videos)
+        built = self.tokenise(conversation, _layouts(images), _layouts(videos), supervise=supervise)
+        return self.assemble(built, images, videos)
 
     def encode_prompt(self, prompt: str | Sequence[int], media: Conversation) -> Encoded:
         """Build a sequence from a prompt that the chat template was applied to: a text, or token ids.
@@ -118,27 +118,47 @@ class Processor:
         """
         images = [self.patch(image) for image in media.images]
         videos = [self.patch(video) for video in media.videos]
-        return self.encode_patched(media, images, videos, prompt=prompt)
+        built = self.tokenise(media, _layouts(images), _layouts(videos), prompt=prompt)
+        return self.assemble(built, images, videos)
 
-    def encode_patched(
+    def tokenise(
         self,
         conversation: Conversation,
-        images: list[Patched],
-        videos: list[Patched],
+        images: list[Layout],
+        videos: list[Layout],
         *,
         prompt: str | Sequence[int] | None = None,
-    ) -> Encoded:
-        """As `encode` without `supervise`, or as `encode_prompt` where there is a prompt, of media that are
-        patched already. Of the processor this alone uses the tokenizer, which refuses two threads at once.
+        supervise: bool = False,
+    ) -> Tokens:
+        """The token ids of `encode`, or of `encode_prompt` where there is a prompt, from what the media take.
+
+        Of the processor this alone uses the tokenizer, which refuses to be used by two threads at once.
+
+        Raises:
+            RowError: the row cannot be used, or placeholders and media differ in number.
         """
-        if prompt is None:
-            conversation = conversation.without_answer()
-            built = self._build(conversation, _layouts(images), _layouts(videos), supervise=False)
-        else:
-            built = self.prompt.build_prompt(
-                prompt, conversation, *self._slots(_layouts(images), _layouts(videos))
-            )
-        return self._encoded(built, images, videos)
+        counts = [image.tokens for image in images], [video.tokens for video in videos]
+        times = [video.times for video in videos] if self.family.timestamps else None
+        if prompt is not None:
+            return self.prompt.build_prompt(prompt, conversation, *counts, times)
+        return self.prompt.build(conversation, *counts, times, supervise=supervise)
+
+    def assemble(self, built: Tokens, images: list[Patched], videos: list[Patched]) -> Encoded:
+        """The sequence of token ids and the media that they have room for, in their order."""
+        input_ids, kinds = torch.tensor(built.ids), torch.tensor(built.kinds)
+        clips = _layouts(videos)
+        positions, delta = self._positions(
+            input_ids, kinds, _grids(_layouts(images)), _grids(clips), _seconds(clips)
+        )
+        return Encoded(
+            input_ids=input_ids,
+            labels=torch.tensor(built.labels),
+            kinds=kinds,
+            position_ids=positions,
+            rope_delta=delta,
+            images=images,
+            videos=videos,
+        )
 
     def patch(self, medium: Image | Video) -> Patched:
         """Open an image or clip and cut it into patches.
@@ -161,7 +181,7 @@ class Processor:
         images = [self.plan(image) for image in conversation.images]
         videos = [self.plan(video) for video in conversation.videos]
         supervise = any(message.role == "assistant" for message in conversation.messages)
-        built = self._build(conversation, images, videos, supervise)
+        built = self.tokenise(conversation, images, videos, supervise=supervise)
         return TokenCount(len(built.ids), sum(1 for kind in built.kinds if kind))
 
     def count_vision(self, media: Conversation) -> int:
@@ -171,38 +191,6 @@ class Processor:
             MediaError: a header cannot be read.
         """
         return sum(self.plan(medium).tokens for medium in media.parts() if isinstance(medium, (Image, Video)))
-
-    def _build(
-        self, conversation: Conversation, images: list[Layout], videos: list[Layout], supervise: bool
-    ) -> Tokens:
-        return self.prompt.build(conversation, *self._slots(images, videos), supervise=supervise)
-
-    def _slots(
-        self, images: list[Layout], videos: list[Layout]
-    ) -> tuple[list[int], list[int], list[Sequence[float]] | None]:
-        """What the prompt needs to know of the media: tokens of each, and the times of the clips."""
-        times: list[Sequence[float]] = [video.times for video in videos]
-        return (
-            [image.tokens for image in images],
-            [video.tokens for video in videos],
-            times if self.family.timestamps else None,
-        )
-
-    def _encoded(self, built: Tokens, images: list[Patched], videos: list[Patched]) -> Encoded:
-        input_ids, kinds = torch.tensor(built.ids), torch.tensor(built.kinds)
-        clips = _layouts(videos)
-        positions, delta = self._positions(
-            input_ids, kinds, _grids(_layouts(images)), _grids(clips), _seconds(clips)
-        )
-        return Encoded(
-            input_ids=input_ids,
-            labels=torch.tensor(built.labels),
-            kinds=kinds,
-            position_ids=positions,
-            rope_delta=delta,
-            images=images,
-            videos=videos,
-        )
 
 
 def _layouts(media: list[Patched]) -> list[Layout]:
