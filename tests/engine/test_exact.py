@@ -45,7 +45,7 @@ def alone(llm: LLM, conversation: Conversation, tokens: int = TOKENS, **options:
             inputs[name] = getattr(encoded, name)
     if encoded.second_per_grid_ts and llm.model.processor.family.clip_seconds:
         inputs["second_per_grid_ts"] = torch.tensor(encoded.second_per_grid_ts)
-    ends = llm._end_tokens
+    ends = llm.end_tokens
     options = {"do_sample": False, "eos_token_id": sorted(ends), "pad_token_id": 0} | options
     with torch.inference_mode():
         out = llm.model.module.generate(**inputs, max_new_tokens=tokens, **options)

@@ -1,0 +1,366 @@
+"""The engine in a thread of its own: requests go in from anywhere, their text comes out as it is made.
+
+Whoever gives a request gets a `Stream`, to be read by a coroutine or a thread. The engine's thread computes and, on a
+CPU, prepares prompts between its steps (see `sightline.engine.preprocess`); it never waits for a reader.
+"""
+
+from __future__ import annotations
+
+import atexit
+import heapq
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from sightline.data.media import DEFAULT, Budget
+from sightline.engine.core import EngineCore, Preparation
+from sightline.engine.inputs import Prompt, read_prompt
+from sightline.engine.outputs import CompletionOutput, RequestOutput
+from sightline.engine.preprocess import Preparer
+from sightline.engine.request import Request
+from sightline.engine.sampling import SamplingParams
+from sightline.engine.sequence import Sequence
+from sightline.engine.settings import EngineSettings
+from sightline.engine.stats import Stats
+from sightline.engine.stream import Delta, Stream, Wakeups, wake
+from sightline.errors import SightlineError
+
+log = logging.getLogger("sightline.engine")
+
+_THREADS = 3  # that prepare beside an accelerator
+_TURN = 0.05  # seconds that prepare at a stretch on a CPU while answers are waiting for their next token
+
+
+class EngineFull(SightlineError):
+    """As many requests wait as `max_waiting` allows; later there may be room."""
+
+
+class EngineStopped(SightlineError):
+    """The engine was closed, is being drained, or its thread died."""
+
+
+@dataclass
+class _Job:
+    """A request from its being given to its end."""
+
+    stream: Stream
+    prompt: Prompt
+    params: SamplingParams
+    budget: Budget
+    number: int | None
+    priority: int
+    given: float
+    preparing: bool = False
+    request: Request | None = None
+    told: dict[int, int] = field(default_factory=dict)  # tokens of each answer that deltas have brought
+
+
+class AsyncEngine:
+    """Computes requests as they come.
+
+    Args:
+        core: used by this engine's thread alone from now on.
+        preparer: turns prompts into requests.
+        in_turn: prepare in the engine's thread, as a CPU wants it.
+
+    Attributes:
+        heartbeat: time.perf_counter() at the engine's last sign of life.
+    """
+
+    def __init__(self, core: EngineCore, preparer: Preparer, *, in_turn: bool) -> None:
+        settings: EngineSettings = core.settings
+        self.heartbeat = time.perf_counter()
+        self._core = core
+        self._preparer = preparer
+        self._most_open = (settings.max_num_seqs or 1) + settings.max_waiting
+        # Prepared ahead of the engine, at most so many: their pixels are in memory.
+        self._ahead = 2 * (settings.max_num_seqs or 1)
+        self._tokens_ahead = settings.max_num_batched_tokens or 1
+        self._pool = None if in_turn else ThreadPoolExecutor(_THREADS, "prepare")
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._line: list[tuple[int, int, _Job]] = []
+        self._preparing = 0
+        self._jobs: dict[str, _Job] = {}
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._order = itertools.count()
+        self._names = itertools.count()
+        self._draining = self._closed = False
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._idle = threading.Condition(self._lock)
+        self._wakeups: Wakeups = {}
+
+    # Callers, from any thread
+
+    def add(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        number: int | None = None,
+        deltas: bool = True,
+        budget: Budget = DEFAULT,
+        on_end: Callable[[Stream], None] | None = None,
+    ) -> Stream:
+        """Give a request to the engine; returns at once.
+
+        Args:
+            prompt: as `LLM.generate` takes it, or a conversation.
+            request_id: None makes one.
+            priority: lower runs earlier.
+            number: stands for the request where it brings no seed; None counts.
+            budget: what one medium may cost.
+            deltas: False if only the whole output is wanted.
+            on_end: called in the engine's thread when nothing follows; it must not take long.
+
+        Raises:
+            EngineFull: too many wait. EngineStopped: the engine takes no more.
+            SightlineError: it is no prompt, or its settings cannot be used; what opening its media shows is an
+                error of the stream.
+        """
+        prompt = read_prompt(prompt)
+        self._preparer.check(prompt, params)
+        with self._lock:
+            self._check_open()
+            number = next(self._numbers) if number is None else number
+            name = str(next(self._names)) if request_id is None else request_id
+            if name in self._jobs:
+                raise SightlineError(f"there is a request {name!r} already; give each its own id")
+            stream = Stream(name, lambda: self._tell(lambda: self._abort(job)), deltas=deltas, on_end=on_end)
+            job = _Job(stream, prompt, params, budget, number, priority, time.perf_counter())
+            self._jobs[name] = job
+            self._start()
+        self._tell(lambda: heapq.heappush(self._line, (priority, next(self._order), job)))
+        return stream
+
+    def abort(self, request_id: str) -> None:
+        """End a request at the next step; nothing happens where there is none."""
+        job = self._jobs.get(request_id)
+        if job is not None:
+            job.stream.abort()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more requests and wait for those that are open; whether all ended within `timeout` seconds."""
+        with self._idle:
+            self._draining = True
+            return self._idle.wait_for(lambda: not self._jobs, timeout)
+
+    def close(self) -> None:
+        """End all requests as aborted, and the thread. May be called again."""
+        with self._lock:
+            self._draining = self._closed = True
+            thread = self._thread
+        self._tell(None)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        atexit.unregister(self.close)
+
+    def stats(self) -> Stats:
+        """Counts and gauges; read beside the running engine, so they may be of two neighbouring steps."""
+        with self._lock:
+            unprepared = sum(job.request is None for job in self._jobs.values())
+        return self._core.stats(preparing=unprepared, image_cache=self._preparer.cache_use())
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine can compute."""
+        return not self._closed and self._failure is None
+
+    def stalled(self) -> float:
+        """Seconds since the last sign of life while there is work; 0 for an engine that has none."""
+        return time.perf_counter() - self.heartbeat if self._jobs else 0.0
+
+    def __enter__(self) -> AsyncEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise EngineStopped(f"the engine died: {self._failure}") from self._failure
+        if self._draining:
+            raise EngineStopped("the engine takes no more requests: it is being stopped")
+        if len(self._jobs) >= self._most_open:
+            raise EngineFull(
+                f"{len(self._jobs)} requests are computed or waiting already; try again later, or raise max_waiting"
+            )
+
+    def _tell(self, command: Callable[[], None] | None) -> None:
+        self._commands.put(command)
+
+    def _start(self) -> None:
+        if self._thread is None:
+            # A daemon, so that an error elsewhere can end the process; `close` ends it in good order.
+            self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+            self._thread.start()
+            atexit.register(self.close)
+
+    # The engine's thread
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                self.heartbeat = time.perf_counter()
+                self._prepare_some()
+                if self._core.has_work:
+                    self._deliver(self._core.step())
+                wake(self._wakeups)
+            self._end_all(None)
+        except BaseException as error:
+            log.exception("the engine's thread died")
+            self._failure = error
+            self._end_all(EngineStopped(f"the engine died: {type(error).__name__}: {error}"))
+        finally:
+            wake(self._wakeups)
+
+    def _take_commands(self) -> bool:
+        """Do what was asked for since the last step, waiting for it where there is nothing to compute."""
+        waits = not self._core.has_work and not (self._line and self._may_prepare())
+        while True:
+            try:
+                command = self._commands.get(block=waits)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+            waits = False
+
+    def _may_prepare(self) -> bool:
+        prepared = self._core.waiting
+        return self._preparing + prepared < self._ahead
+
+    def _prepare_some(self) -> None:
+        """Prepare the next of the line: beside the engine, or on a CPU as many as the next step has room for."""
+        begun = time.perf_counter()
+        while self._line and self._may_prepare():
+            _, _, job = heapq.heappop(self._line)
+            if job.stream.ended:  # aborted while it stood in the line
+                continue
+            job.preparing = True
+            if self._pool is not None:
+                self._preparing += 1
+                self._pool.submit(self._prepare_beside, job)
+                continue
+            self._admit(job, self._prepared(job))
+            self.heartbeat = time.perf_counter()
+            full = self._core.waiting_tokens >= self._tokens_ahead
+            if self._core.has_work and (full or self.heartbeat - begun > _TURN):
+                return
+
+    def _prepare_beside(self, job: _Job) -> None:
+        result = self._prepared(job)
+
+        def admit() -> None:
+            self._preparing -= 1
+            self._admit(job, result)
+
+        self._tell(admit)
+
+    def _prepared(self, job: _Job) -> tuple[Request, Preparation] | Exception:
+        try:
+            return self._preparer.prepare(
+                job.prompt,
+                job.params,
+                request_id=job.stream.id,
+                number=job.number,
+                priority=job.priority,
+                given=job.given,
+                budget=job.budget,
+            )
+        except Exception as error:
+            if not isinstance(error, SightlineError):
+                log.exception("preparing request %s failed", job.stream.id)
+            return error
+
+    def _admit(self, job: _Job, result: tuple[Request, Preparation] | Exception) -> None:
+        """Give a prepared request to the core, or say why it is none."""
+        if job.stream.aborted and not isinstance(result, Exception):
+            self._finish_unprepared(job)
+            return
+        try:
+            if isinstance(result, Exception):
+                raise result
+            request, preparation = result
+            self._core.add(request, preparation)
+        except Exception as error:
+            self._end(job, None, error)
+            return
+        job.request = request
+        job.stream.open(lambda: self._core.output(request), self._wakeups)
+
+    def _finish_unprepared(self, job: _Job) -> None:
+        """An aborted request of which nothing is known but that it was aborted."""
+        answers = [CompletionOutput(index, finish_reason="abort") for index in range(job.params.n)]
+        ids = list(job.prompt.ids or ())
+        if job.stream.wants_deltas:
+            for answer in answers:
+                job.stream.push(Delta(answer.index, finish_reason="abort"), self._wakeups)
+        self._end(job, RequestOutput(job.stream.id, job.prompt.text, ids, answers), None)
+
+    def _abort(self, job: _Job) -> None:
+        """End a request at the next step, or at once while it waits to be prepared."""
+        if job.request is not None:
+            job.request.abort()
+        elif not job.preparing:
+            self._finish_unprepared(job)
+
+    def _deliver(self, changed: list[Sequence]) -> None:
+        """Tell readers what a step brought."""
+        for sequence in changed:
+            job = self._jobs.get(sequence.request.id)
+            if job is None:
+                continue
+            if job.stream.wants_deltas:
+                self._push(job, sequence)
+            if all(one.answer.finished for one in sequence.request.sequences):
+                output = self._core.output(sequence.request)
+                self._core.forget(sequence.request.id)
+                self._end(job, output, None)
+
+    def _push(self, job: _Job, sequence: Sequence) -> None:
+        answer, output = sequence.answer, sequence.answer.output
+        told = job.told.get(sequence.index, 0)
+        if told < 0:  # its end is told
+            return
+        ended = output.finish_reason is not None
+        text, tokens = answer.text.take(), output.token_ids[told:]
+        job.told[sequence.index] = -1 if ended else len(output.token_ids)
+        if not (text or tokens or ended):
+            return
+        logprobs = None if output.logprobs is None else output.logprobs[told:]
+        job.stream.push(
+            Delta(sequence.index, text, tokens, logprobs, output.finish_reason, output.stop_reason),
+            self._wakeups,
+        )
+
+    def _end(self, job: _Job, output: RequestOutput | None, error: BaseException | None) -> None:
+        job.stream.end(output, self._wakeups, error)
+        with self._idle:
+            self._jobs.pop(job.stream.id, None)
+            if not self._jobs:
+                self._idle.notify_all()
+
+    def _end_all(self, error: BaseException | None) -> None:
+        """Leave nobody waiting: as aborted where the engine was closed, with an error where it died."""
+        with self._lock:
+            self._draining = True
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            if error is not None:
+                self._end(job, None, error)
+            elif job.request is None:
+                self._finish_unprepared(job)
+        self._deliver(self._core.close())
