@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from sightline.data.conversation import Conversation, Image, Message, Part, Text, Video
@@ -100,9 +102,9 @@ def _part(part: Any, where: str) -> Part:
     if kind == "text" and isinstance(value, str):
         return Text(value)
     if kind in ("image", "image_url", "image_pil"):
-        return _image(_address(value, where), part)
+        return _image(_address(value, where), part, where)
     if kind in ("video", "video_url"):
-        return _video(_address(value, where), part)
+        return _video(_address(value, where), part, where)
     raise UsageError(f"{where} has the type {kind!r}; known are text, image_url, image, video_url and video")
 
 
@@ -122,10 +124,12 @@ def _media(data: Mapping[str, Any], options: Mapping[str, Any]) -> list[Part]:
     images, videos = data.get("image"), data.get("video")
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     rates = options.get("fps")
-    parts: list[Part] = [_image(image, options) for image in images]
+    where = "mm_processor_kwargs"
+    parts: list[Part] = [_image(image, options, where) for image in images]
     for index, video in enumerate(_clips(videos)):
         rate = rates[index] if isinstance(rates, (list, tuple)) and index < len(rates) else rates
-        parts.append(_video(video, {**options, "fps": rate}))
+        rate = rate if isinstance(rate, (int, float)) else None
+        parts.append(_video(video, {**options, "fps": rate}, where))
     return parts
 
 
@@ -138,14 +142,15 @@ def _clips(videos: Any) -> list[Any]:
     return [videos] if videos and _is_picture(videos[0]) else videos
 
 
-def _image(source: Any, options: Mapping[str, Any]) -> Image:
+def _image(source: Any, options: Mapping[str, Any], where: str) -> Image:
     if not isinstance(source, (str, bytes)) and not _is_picture(source):
         source = _pictures(source, 3)[0]
-    return Image(source, min_pixels=options.get("min_pixels"), max_pixels=options.get("max_pixels"))
+    return Image(source, **_numbers(options, where, "min_pixels", "max_pixels"))
 
 
-def _video(source: Any, options: Mapping[str, Any]) -> Video:
-    rate = options.get("fps")
+def _video(source: Any, options: Mapping[str, Any], where: str) -> Video:
+    """`fps` and `max_frames` say how a file is sampled; `num_frames` takes so many, whatever its length."""
+    rate = _rate(options.get("fps"), where)
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Mapping):
         source, metadata = source
         rate = rate or _sampled_rate(metadata)
@@ -153,8 +158,32 @@ def _video(source: Any, options: Mapping[str, Any]) -> Video:
         source = tuple(source)
     elif not isinstance(source, (str, bytes)):
         source = tuple(_pictures(source, 4))
-    limits = {name: options.get(name) for name in ("min_pixels", "max_pixels", "max_frames")}
-    return Video(source, fps=rate if isinstance(rate, (int, float)) else None, **limits)
+    numbers = _numbers(options, where, "min_pixels", "max_pixels", "max_frames", "num_frames")
+    frames = numbers.pop("num_frames")
+    if frames is not None:
+        if rate is not None and not isinstance(source, tuple):
+            raise UsageError(f"{where} has both fps and num_frames for a video; keep one of the two")
+        numbers["max_frames"] = frames
+        # As many as there are, up to the most. The rate of frames that are given says when they were taken.
+        rate = rate if isinstance(source, tuple) else math.inf
+    return Video(source, fps=rate, **numbers)
+
+
+def _numbers(options: Mapping[str, Any], where: str, *names: str) -> dict[str, int | None]:
+    """Whole numbers from 1 under these names, None where there is none."""
+    found = {name: options.get(name) for name in names}
+    for name, value in found.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            raise UsageError(f"{name} in {where} must be a whole number from 1, not {value!r}")
+    return {name: None if value is None else int(value) for name, value in found.items()}
+
+
+def _rate(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UsageError(f"fps in {where} must be a positive number, not {value!r}")
+    return float(value)
 
 
 def _sampled_rate(metadata: Mapping[str, Any]) -> float | None:
