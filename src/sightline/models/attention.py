@@ -8,13 +8,18 @@ the scores are small, plain matrix products are faster and the same to rounding.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from sightline.hardware.operators.attention.paged import PagedAttention, Plan
+
 NAME = "sightline"
 # transformers hands the ends of segments only to names that hold "flash"; others get one call for each segment.
 SEGMENTS = "sightline_flash_segments"
+# Over the engine's key-value cache in blocks; reached with the keyword `paged`.
+PAGED = "sightline_paged"
 
 # Scores of a layer up to this many elements (16 MiB in float32) are worth writing out.
 _SMALL = 1 << 22
@@ -27,7 +32,9 @@ def register() -> str:
 
     AttentionInterface.register(NAME, attention)
     AttentionInterface.register(SEGMENTS, segment_attention)
+    AttentionInterface.register(PAGED, paged_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(PAGED, _no_mask)
     return NAME
 
 
@@ -35,6 +42,42 @@ def batch_segments(visual: Any) -> None:
     """Let a vision tower attend to all windows or pictures of one length in one call."""
     register()
     visual.config._attn_implementation = SEGMENTS
+
+
+@dataclass(frozen=True)
+class Paged:
+    """What a packed forward over the cache hands down to every attention layer."""
+
+    attention: PagedAttention
+    plan: Plan
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    paged: Paged,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a step's packed tokens to their sequences in the cache, in transformers' signature.
+
+    Args:
+        query: [1, heads, T, D]; key and value: [1, key-value heads, T, D].
+
+    Returns:
+        ([1, T, heads, D], None)
+    """
+    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    layer: Any = module.layer_idx
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return paged.attention.attend(layer, *rows, paged.plan, scale)[None], None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """The plan says who sees whom."""
 
 
 def attention(

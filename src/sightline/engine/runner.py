@@ -1,0 +1,227 @@
+"""The only place with the model's tensors: encodes what no cache holds, and runs a step's packed tokens.
+
+Tokens of many sequences lie one after the other; the plan of the attention says where each one's keys and values go
+and what it sees. No answer depends on what else is in a step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sightline.hardware.operators.attention import choose
+from sightline.hardware.operators.attention.paged import Piece
+from sightline.models.text import Deepstack, Text, TransformersText
+
+if TYPE_CHECKING:
+    from sightline.engine.encoder_cache import EncoderCache
+    from sightline.engine.request import Request
+    from sightline.engine.step import Chunk, Step
+    from sightline.models.loading import VisionLanguageModel
+    from sightline.models.processor import Encoded
+
+# Media are encoded together up to so many patches: more save no time, and their intermediate results leave the caches.
+_PATCHES_TOGETHER = 1024
+
+
+class Runner:
+    """Runs steps on a model.
+
+    Args:
+        features: where encoded media are put and taken from.
+        block_size: tokens of a block; None for what the device's attention prefers.
+        eager: capture no graphs.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        *,
+        features: EncoderCache,
+        block_size: int | None = None,
+        eager: bool = False,
+    ) -> None:
+        self._model = model
+        self._inner = _inner(model.module)
+        self._config = model.processor.config.get_text_config()
+        self._features = features
+        self._eager = eager
+        self._attention = choose(
+            model.device,
+            model.dtype,
+            self._head_dim,
+            heads=self._config.num_attention_heads,
+            kv_heads=self._config.num_key_value_heads,
+            block_size=block_size,
+        )
+        self._text: Text = TransformersText(self._inner.language_model, self._attention)
+        self._embed = self._inner.language_model.embed_tokens
+        self._head = model.module.get_output_embeddings()
+        #: Seconds that the last step spent in the vision tower.
+        self.encode_seconds = 0.0
+
+    @staticmethod
+    def bytes_per_feature_row(model: VisionLanguageModel) -> int:
+        """Bytes of one vision token's features, deepstack levels included."""
+        config = model.processor.config
+        levels = 1 + len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
+        return int(config.get_text_config().hidden_size) * levels * model.dtype.itemsize
+
+    @property
+    def block_size(self) -> int:
+        return self._attention.block_size
+
+    @property
+    def bytes_per_block(self) -> int:
+        return self._attention.bytes_per_block(
+            layers=self._config.num_hidden_layers,
+            kv_heads=self._config.num_key_value_heads,
+            head_dim=self._head_dim,
+            dtype=self._model.dtype,
+        )
+
+    @property
+    def _head_dim(self) -> int:
+        config = self._config
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+    def allocate(self, blocks: int) -> None:
+        """Make a KV cache of `blocks` blocks; one that was there is dropped."""
+        self._attention.allocate(
+            layers=self._config.num_hidden_layers,
+            blocks=blocks,
+            kv_heads=self._config.num_key_value_heads,
+            head_dim=self._head_dim,
+            dtype=self._model.dtype,
+            device=self._model.device,
+        )
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> torch.Tensor:
+        """Compute a step.
+
+        Returns:
+            [tokens of the step, H], hidden states after the final norm, chunk after chunk.
+        """
+        self._encode(step)
+        embeds = self._embed(self._on_device([token for chunk in step.chunks for token in chunk.tokens]))
+        positions = torch.cat([_positions(chunk) for chunk in step.chunks], dim=1).to(self._model.device)
+        deepstack = self._place_features(step, embeds)
+        pieces = [Piece(len(chunk.tokens), chunk.start, chunk.sequence.blocks) for chunk in step.chunks]
+        return self._text(embeds, positions, self._attention.plan(pieces), deepstack)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, H] -> [R, vocabulary], in the model's dtype."""
+        logits: torch.Tensor = self._head(hidden)
+        return logits
+
+    @torch.inference_mode()
+    def profile(self, tokens: int, vision_tokens: int) -> None:
+        """Run a step of `tokens` prompt tokens and encode a medium of `vision_tokens`: the most that memory must hold.
+
+        The KV cache must be allocated with room for `tokens`.
+        """
+        if vision_tokens:
+            spec = self._model.processor.vision
+            side = spec.merge_size
+            grid = torch.tensor([[1, side, vision_tokens * side]])
+            values = spec.patch_size**2 * spec.temporal_patch_size * 3
+            self._features_of(torch.zeros(int(grid.prod()), values, dtype=self._model.dtype), grid)
+        blocks = range(-(-tokens // self.block_size))
+        plan = self._attention.plan([Piece(tokens, 0, list(blocks))])
+        positions = torch.arange(tokens, device=self._model.device).expand(3, -1)
+        embeds = self._embed(self._on_device([0] * tokens))
+        self.logits(self._text(embeds, positions, plan)[-64:])
+
+    def _on_device(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, device=self._model.device)
+
+    # Vision
+
+    def _encode(self, step: Step) -> None:
+        """Encode the step's media and put their features, small ones together."""
+        start = time.perf_counter()
+        for group in _groups(step.encode):
+            media = [_encoded(request).media[index] for request, index in group]
+            pixels = torch.cat([medium.patches for medium in media])
+            grids = torch.tensor([medium.layout.grid for medium in media])
+            levels = self._features_of(pixels, grids)
+            for (request, index), *features in zip(group, *levels, strict=True):
+                self._features.put(request.media[index].key, features)
+        if step.encode:
+            self._model.accelerator.synchronize()
+        self.encode_seconds = time.perf_counter() - start
+
+    def _features_of(self, pixels: torch.Tensor, grids: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        """The embeddings of each medium, and of each deepstack level: levels x media x [rows, H]."""
+        device = self._model.device
+        pixels = pixels.to(device, self._model.dtype)
+        output = self._inner.get_image_features(pixels, grids.to(device), return_dict=True)
+        return [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+
+    def _place_features(self, step: Step, embeds: torch.Tensor) -> Deepstack | None:
+        """Write features over the embeddings of their placeholders; gives the deepstack levels where there are any."""
+        rows, levels = [], []
+        for first, chunk, span, begin, end in _visible(step):
+            media = chunk.sequence.request.media
+            features = self._features.get(media[span.medium].key)
+            source = slice(span.offset + begin - span.start, span.offset + end - span.start)
+            target = first + begin - chunk.start
+            embeds[target : target + end - begin] = features[0][source]
+            if len(features) > 1:
+                rows.append(torch.arange(target, target + end - begin, device=embeds.device))
+                levels.append([level[source] for level in features[1:]])
+        if not rows:
+            return None
+        return Deepstack(torch.cat(rows), [torch.cat(level) for level in zip(*levels, strict=True)])
+
+
+def _inner(module: Any) -> Any:
+    """The model under the head, which owns tower and language model; also inside a PEFT wrapper."""
+    return (module.get_base_model() if hasattr(module, "peft_config") else module).model
+
+
+def _encoded(request: Request) -> Encoded:
+    assert request.encoded is not None, f"request {request.id} came without its tensors"
+    return request.encoded
+
+
+def _positions(chunk: Chunk) -> torch.Tensor:
+    """int64 [3, tokens of the chunk]: the prompt's own positions, then one more a token in all three."""
+    encoded = _encoded(chunk.sequence.request)
+    end = chunk.start + len(chunk.tokens)
+    prompt = encoded.position_ids[:, chunk.start : end]
+    first = chunk.start + prompt.shape[1]
+    if first == end:
+        return prompt
+    answer = torch.arange(first, end).add_(encoded.rope_delta).expand(3, -1)
+    return torch.cat([prompt, answer], dim=1) if prompt.shape[1] else answer
+
+
+def _groups(encode: list[tuple[Request, int]]) -> Iterator[list[tuple[Request, int]]]:
+    group: list[tuple[Request, int]] = []
+    patches = 0
+    for request, index in encode:
+        more = len(_encoded(request).media[index].patches)
+        if group and patches + more > _PATCHES_TOGETHER:
+            yield group
+            group, patches = [], 0
+        group.append((request, index))
+        patches += more
+    if group:
+        yield group
+
+
+def _visible(step: Step) -> Iterator[tuple[int, Chunk, Any, int, int]]:
+    """Every span that a chunk touches: (packed place of the chunk, chunk, span, from, to), tokens of the prompt."""
+    first = 0
+    for chunk in step.chunks:
+        end = chunk.start + len(chunk.tokens)
+        for span in chunk.sequence.request.spans:
+            if span.start < end and chunk.start < span.start + span.length:
+                yield first, chunk, span, max(span.start, chunk.start), min(span.start + span.length, end)
+        first += len(chunk.tokens)
