@@ -1,0 +1,58 @@
+"""Integers and scales of weights: range, rounding, packing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sightline.models.quantization import weights
+from sightline.models.quantization.weights import (
+    dequantize,
+    pack_int4,
+    quantize_int4,
+    quantize_int8,
+    unpack_int4,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_int8_is_the_nearest_level(dtype: torch.dtype) -> None:
+    weight = (torch.randn(33, 70) * torch.rand(33, 1)).to(dtype)
+    weight[7] = 0
+    integers, scale = quantize_int8(weight)
+    assert integers.abs().max() == 127
+    assert scale.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    back = dequantize(integers, scale, torch.float32)
+    # The largest may lie up to half a bfloat16 step of the scale beyond the last level.
+    beyond = weight.float().abs() * 2**-8
+    assert ((back - weight.float()).abs() <= scale.float() * 0.5001 + beyond).all()
+    assert not back[7].any()
+
+
+@pytest.mark.parametrize("group", [32, 64])
+def test_int4_stays_in_range_and_near(group: int) -> None:
+    weight = torch.randn(20, 128)
+    weight[3] = 0
+    integers, scale = quantize_int4(weight, group)
+    assert integers.min() >= -8
+    assert integers.max() <= 7
+    assert scale.shape == (20, 128 // group)
+    assert not dequantize(integers, scale, torch.float32)[3].any()
+    assert (dequantize(integers, scale, torch.float32) - weight).square().mean() < 0.02
+
+
+def test_work_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(37, 64)
+    whole = (*quantize_int8(weight), *quantize_int4(weight, 32), pack_int4(quantize_int4(weight, 32)[0]))
+    monkeypatch.setattr(weights, "_PIECE", 300)
+    parts = (*quantize_int8(weight), *quantize_int4(weight, 32), pack_int4(quantize_int4(weight, 32)[0]))
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_packing_is_undone() -> None:
+    integers = torch.randint(-8, 8, (19, 72), dtype=torch.int8)
+    packed = pack_int4(integers)
+    assert packed.dtype == torch.int32
+    assert packed.shape == (19, 9)
+    assert packed[0, 0].item() & 15 == integers[0, 0].item() + 8  # the first in the lowest bits
+    assert torch.equal(unpack_int4(packed), integers)
