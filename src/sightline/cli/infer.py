@@ -13,8 +13,8 @@ from sightline.cli.options import Adapter, Device, Dtype, MaxPixels, Model
 from sightline.errors import SightlineError, UsageError
 
 if TYPE_CHECKING:
-    from sightline.engine.infer import Summary
-    from sightline.engine.questions import Question
+    from sightline.engine.offline.infer import Summary
+    from sightline.engine.offline.questions import Question
 
 _SHOWN = 20  # up to so many answers are printed as they come
 
@@ -61,7 +61,7 @@ def command(
 
     Example:  sightline infer --model MODEL --image cat.jpg --prompt "What is this?"
     """
-    from sightline.engine.infer import infer
+    from sightline.engine.offline.infer import infer
     from sightline.engine.llm import LLM
     from sightline.engine.sampling import SamplingParams
 
@@ -103,7 +103,7 @@ def _questions(
     media_root: Path | None,
     max_samples: int | None,
 ) -> list[Question]:
-    from sightline.engine import questions
+    from sightline.engine.offline import questions
 
     if data is not None and folder is not None:
         raise UsageError("--data and --dataset-path exclude each other; give one")
@@ -123,7 +123,7 @@ def _questions(
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    from sightline.engine.infer import question_of
+    from sightline.engine.offline.infer import question_of
 
     if "error" not in row:
         typer.echo(f"Question: {question_of(row)}\nAnswer: {row['answer']}\n")

@@ -22,7 +22,7 @@ from sightline.demo.settings import (
     Settings,
     training_values,
 )
-from sightline.engine.results import weights_mark
+from sightline.engine.offline.results import weights_mark
 from sightline.files import replacing
 from sightline.progress import duration, note
 
@@ -170,7 +170,7 @@ class Journey:
         answers = f"{name}.jsonl"
 
         def action() -> dict[str, Any]:
-            from sightline.engine.accuracy import evaluate
+            from sightline.engine.offline.accuracy import evaluate
 
             found = evaluate(
                 self._llm(model), self.held_out, max_tokens=MAX_TOKENS, output=self.run.path / answers

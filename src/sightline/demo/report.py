@@ -182,7 +182,7 @@ def mistakes(rows: list[dict[str, Any]]) -> list[tuple[str, str, str, int]]:
 
 def answer_rows(folder: Path) -> list[dict[str, Any]]:
     """Held-out rows with the answers before and after, and whether they are right."""
-    from sightline.engine.accuracy import score
+    from sightline.engine.offline.accuracy import score
 
     scored = [score(dataset.read_json_rows(folder / name)).rows for name in ("before.jsonl", "after.jsonl")]
     return [

@@ -47,7 +47,7 @@ def held_out(path: Path) -> list[dict[str, Any]]:
 
 def judged(row: dict[str, Any]) -> dict[str, Any]:
     """`row` with whether its answer is right."""
-    from sightline.engine.accuracy import normalise
+    from sightline.engine.offline.accuracy import normalise
 
     return {**row, "right": normalise(row["answer"]) == normalise(row["expected"])}
 

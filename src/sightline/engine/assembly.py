@@ -55,12 +55,20 @@ def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None)
     )
     runner = Runner(model, features=features, block_size=settings.block_size, eager=settings.enforce_eager)
     needs = Needs(runner.bytes_per_block, runner.block_size, length, length_is_given=given)
-    tokens, encoded = settings.max_num_batched_tokens or 1, max(largest, settings.max_encoder_tokens or 1)
+    tokens = settings.max_num_batched_tokens or 1
+    encoded = max(largest, settings.max_encoder_tokens or 1) if largest else 0
+
+    def profile() -> int:
+        blocks = needs.blocks_for(tokens)
+        runner.allocate(blocks)
+        runner.profile(tokens, encoded)
+        return blocks * needs.bytes_per_block
+
     size = size_cache(
         settings,
         model.accelerator,
         needs,
-        profile=lambda: runner.profile(tokens, encoded if largest else 0),
+        profile=profile,
         reserved=features.capacity if largest else 0,
     )
     runner.allocate(size.blocks)

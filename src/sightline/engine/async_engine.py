@@ -52,10 +52,7 @@ class _Job:
     stream: Stream
     prompt: Prompt
     params: SamplingParams
-    budget: Budget
-    number: int | None
-    priority: int
-    given: float
+    options: dict[str, Any]  # of `Preparer.prepare`
     preparing: bool = False
     request: Request | None = None
     told: dict[int, int] = field(default_factory=dict)  # tokens of each answer that deltas have brought
@@ -109,6 +106,7 @@ class AsyncEngine:
         number: int | None = None,
         deltas: bool = True,
         budget: Budget = DEFAULT,
+        max_prompt_tokens: int | None = None,
         on_end: Callable[[Stream], None] | None = None,
     ) -> Stream:
         """Give a request to the engine; returns at once.
@@ -119,6 +117,7 @@ class AsyncEngine:
             priority: lower runs earlier.
             number: stands for the request where it brings no seed; None counts.
             budget: what one medium may cost.
+            max_prompt_tokens: a longer prompt is refused; None is what `max_model_len` leaves.
             deltas: False if only the whole output is wanted.
             on_end: called in the engine's thread when nothing follows; it must not take long.
 
@@ -129,14 +128,20 @@ class AsyncEngine:
         """
         prompt = read_prompt(prompt)
         self._preparer.check(prompt, params)
+        options = {
+            "priority": priority,
+            "budget": budget,
+            "max_prompt_tokens": max_prompt_tokens,
+            "given": time.perf_counter(),
+        }
         with self._lock:
             self._check_open()
-            number = next(self._numbers) if number is None else number
+            options["number"] = next(self._numbers) if number is None else number
             name = str(next(self._names)) if request_id is None else request_id
             if name in self._jobs:
                 raise SightlineError(f"there is a request {name!r} already; give each its own id")
             stream = Stream(name, lambda: self._tell(lambda: self._abort(job)), deltas=deltas, on_end=on_end)
-            job = _Job(stream, prompt, params, budget, number, priority, time.perf_counter())
+            job = _Job(stream, prompt, params, options)
             self._jobs[name] = job
             self._start()
         self._tell(lambda: heapq.heappush(self._line, (priority, next(self._order), job)))
@@ -271,15 +276,7 @@ class AsyncEngine:
 
     def _prepared(self, job: _Job) -> tuple[Request, Preparation] | Exception:
         try:
-            return self._preparer.prepare(
-                job.prompt,
-                job.params,
-                request_id=job.stream.id,
-                number=job.number,
-                priority=job.priority,
-                given=job.given,
-                budget=job.budget,
-            )
+            return self._preparer.prepare(job.prompt, job.params, request_id=job.stream.id, **job.options)
         except Exception as error:
             if not isinstance(error, SightlineError):
                 log.exception("preparing request %s failed", job.stream.id)

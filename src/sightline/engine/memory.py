@@ -71,14 +71,14 @@ def size_cache(
     accelerator: Accelerator,
     needs: Needs,
     *,
-    profile: Callable[[], None] | None = None,
+    profile: Callable[[], int] | None = None,
     reserved: int = 0,
 ) -> CacheSize:
     """Decide the size of the KV cache; called when the weights are on the device.
 
     Args:
-        profile: runs the largest step that the settings allow; not called on a CPU, nor when
-            `kv_cache_memory_bytes` says the size.
+        profile: runs the largest step that the settings allow, and gives the bytes of the small cache that it made
+            for that; not called on a CPU, nor when `kv_cache_memory_bytes` says the size.
         reserved: bytes that others will take later (the encoder cache).
 
     Raises:
@@ -105,7 +105,7 @@ def size_cache(
 
 
 def _free_on_device(
-    settings: EngineSettings, accelerator: Accelerator, profile: Callable[[], None] | None
+    settings: EngineSettings, accelerator: Accelerator, profile: Callable[[], int] | None
 ) -> int:
     """Bytes of the engine's share that neither weights nor the largest step take."""
     accelerator.empty_cache()
@@ -114,12 +114,12 @@ def _free_on_device(
     if profile is not None:
         accelerator.reset_peak_memory()
         held = accelerator.peak_memory()
-        profile()
+        own = profile()
         accelerator.synchronize()
-        transient = accelerator.peak_memory() - held
+        transient = accelerator.peak_memory() - held - own
         accelerator.empty_cache()
         # Libraries keep workspaces of their own after the first run, which no allocator counts.
-        free = min(free, accelerator.memory().free)
+        free = min(free, accelerator.memory().free + own)
     return int(total * (settings.gpu_memory_utilization - _SLACK)) - (total - free) - transient
 
 

@@ -72,6 +72,7 @@ class Preparer:
         priority: int = 0,
         given: float | None = None,
         budget: Budget = DEFAULT,
+        max_prompt_tokens: int | None = None,
     ) -> tuple[Request, Preparation]:
         """Open a prompt's media and build its request.
 
@@ -79,6 +80,7 @@ class Preparer:
             number: stands for the request where it brings no seed; None counts the requests of this engine.
             given: time.perf_counter() when the caller gave it.
             budget: what one medium may cost.
+            max_prompt_tokens: a longer prompt is refused.
 
         Raises:
             SightlineError: a medium cannot be used, or the prompt is too long; the text gives the numbers.
@@ -88,6 +90,10 @@ class Preparer:
         self.check(prompt, params)
         ready = self._media.prepare(prompt, budget)
         tokens = ready.encoded.input_ids.tolist()
+        if max_prompt_tokens is not None and len(tokens) > max_prompt_tokens:
+            raise UsageError(
+                f"the prompt has {len(tokens)} tokens, above the input limit of {max_prompt_tokens}; shorten it"
+            )
         limit = self._room(len(tokens), sum(medium.tokens for medium in ready.media))
         limit = min(limit, params.max_tokens or limit)
         request = Request(

@@ -11,10 +11,10 @@ from PIL import Image as Pillow
 
 from sightline import LLM, SamplingParams
 from sightline.data.rows import load_conversations
-from sightline.engine.accuracy import evaluate, normalise, score
-from sightline.engine.infer import infer, question_of
-from sightline.engine.questions import from_dataset, from_folder, from_prompt
-from sightline.engine.results import ResultsFile
+from sightline.engine.offline.accuracy import evaluate, normalise, score
+from sightline.engine.offline.infer import infer, question_of
+from sightline.engine.offline.questions import from_dataset, from_folder, from_prompt
+from sightline.engine.offline.results import ResultsFile
 from sightline.errors import SightlineError
 
 PARAMS = SamplingParams(temperature=0, max_tokens=5)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sightline.engine.infer import infer
 from sightline.engine.llm import LLM
-from sightline.engine.questions import Question, from_dataset
+from sightline.engine.offline.infer import infer
+from sightline.engine.offline.questions import Question, from_dataset
 from sightline.engine.sampling import SamplingParams
 from sightline.errors import UsageError
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from sightline.data.conversation import Conversation, Message, RowError, Text
 from sightline.data.rows import to_row
-from sightline.engine.job import Job
 from sightline.engine.llm import LLM
-from sightline.engine.questions import Question, request_of
-from sightline.engine.results import ResultsFile, key_of, weights_mark
+from sightline.engine.offline.questions import Question, request_of
+from sightline.engine.offline.results import ResultsFile, key_of, weights_mark
+from sightline.engine.outputs import RequestOutput
 from sightline.engine.sampling import SamplingParams
+from sightline.engine.stream import Stream
 from sightline.errors import SightlineError
 from sightline.progress import Progress, note
 
 Row = dict[str, Any]
+
+# Questions given to the engine of which no row is written, as a multiple of the engine's own window. Rows are
+# written in order, so that a long answer holds back those behind it; this bounds what an interruption loses.
+_HELD_BACK = 2
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,14 @@ def infer(
     max_input_length: int | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> tuple[list[Row], Summary]:
-    """Answer `questions` in order; give the result rows and their summary.
+    """Answer `questions`; give the result rows, in the questions' order, and their summary.
 
     Each row keeps the conversation with the answer appended, the dataset's own answer under `reference`, and
     token counts and timings; a question that cannot be answered becomes a row with `error`.
 
     Args:
-        output: a jsonl file; each row is flushed to it. What an interrupted run of the same questions, model
-            and settings left there is kept and continued.
+        output: a jsonl file; each row is on disk as soon as it and those before it are answered. What an
+            interrupted run of the same questions, model and settings left there is kept and continued.
         max_input_length: most tokens of a prompt; a longer one is an error row.
         on_row: called with each row, those of an earlier run first.
 
@@ -125,50 +132,80 @@ def _answer_all(
     limit: int | None,
     on_row: Callable[[Row], None] | None,
 ) -> None:
-    with Progress("answering", total=len(questions)) as progress:
-        progress.update(done)
-        for start in range(done, len(questions), llm.max_num_seqs):
-            indices = range(start, min(start + llm.max_num_seqs, len(questions)))
-            for row in _answer(llm, questions, params, indices, limit):
-                keep(row)
-                if on_row is not None:
-                    on_row(row)
-                progress.advance()
+    """Keep the engine busy, and hand rows on in the order of their questions."""
+    given: deque[tuple[int, Stream | SightlineError]] = deque()
+    ended: SimpleQueue[Stream] = SimpleQueue()
+    running = 0
+
+    def settle() -> None:
+        """Write the rows whose turn it is."""
+        while given and (isinstance(given[0][1], SightlineError) or given[0][1].ended):
+            index, asked = given.popleft()
+            row = _row(index, questions[index], _outcome(asked))
+            keep(row)
+            if on_row is not None:
+                on_row(row)
+            progress.advance()
+
+    try:
+        with Progress("answering", total=len(questions)) as progress:
+            progress.update(done)
+            for index in range(done, len(questions)):
+                settle()
+                while running >= llm.window or len(given) >= _HELD_BACK * llm.window:
+                    ended.get()
+                    running -= 1
+                    settle()
+                asked = _ask(llm, questions[index], params, index, limit, ended.put)
+                running += isinstance(asked, Stream)
+                given.append((index, asked))
+            settle()
+            while given:
+                ended.get()
+                settle()
+    finally:
+        for _, asked in given:
+            if isinstance(asked, Stream):
+                asked.abort()
 
 
-def _answer(
-    llm: LLM, questions: Sequence[Question], params: SamplingParams, indices: range, limit: int | None
-) -> list[Row]:
-    """The rows of one batch; a bad question does not touch its neighbours."""
-    prepared = [_prepare(llm, questions[index], params, index, limit) for index in indices]
-    llm.run([job for job in prepared if isinstance(job, Job)])
-    return [_row(index, questions[index], job) for index, job in zip(indices, prepared, strict=True)]
-
-
-def _prepare(
-    llm: LLM, question: Question, params: SamplingParams, index: int, limit: int | None
-) -> Job | SightlineError:
+def _ask(
+    llm: LLM,
+    question: Question,
+    params: SamplingParams,
+    index: int,
+    limit: int | None,
+    on_end: Callable[[Stream], None],
+) -> Stream | SightlineError:
     try:
         if isinstance(question, RowError):
             raise question
         # A seed of its own for each place, so that a continued run draws what an uninterrupted one would.
-        job = llm.prepare(question, params, number=index)
-        length = job.requests[0].prompt_length
-        if limit is not None and length > limit:
-            raise SightlineError(f"the prompt has {length} tokens, above the input limit of {limit}")
-        return job
+        return llm.engine.add(
+            question, params, number=index, max_prompt_tokens=limit, deltas=False, on_end=on_end
+        )
     except SightlineError as error:
         return error
 
 
-def _row(index: int, question: Question, job: Job | SightlineError) -> Row:
-    if isinstance(job, SightlineError):
+def _outcome(asked: Stream | SightlineError) -> RequestOutput | SightlineError:
+    """The output of a question that was given to the engine, or why there is none."""
+    if isinstance(asked, SightlineError):
+        return asked
+    try:
+        output = asked.result()
+    except SightlineError as error:
+        return error
+    return output if output.error is None else SightlineError(output.error)
+
+
+def _row(index: int, question: Question, found: RequestOutput | SightlineError) -> Row:
+    if isinstance(found, SightlineError):
         origin = getattr(question, "origin", None)
-        text = str(job) if origin is None or str(origin) in str(job) else f"{origin}: {job}"
+        text = str(found) if origin is None or str(origin) in str(found) else f"{origin}: {found}"
         known = to_row(question) if isinstance(question, Conversation) else {}
         return {"index": index, **known, "error": text}
     assert isinstance(question, Conversation)
-    found = job.output()
     answer = found.outputs[0]
     asked = question.without_answer().messages
     said = Conversation([*asked, Message("assistant", [Text(answer.text)])], extra=question.extra)
