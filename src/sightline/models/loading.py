@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
 from sightline.models.attention import batch_segments
 from sightline.models.processor import Processor, load_processor
 from sightline.models.rewrites import apply_rewrites
+from sightline.models.spread import Placement, plan, spread
 from sightline.progress import note
 
 
@@ -27,10 +29,27 @@ class VisionLanguageModel:
     accelerator: Accelerator
     dtype: torch.dtype
     folder: Path
+    placement: Placement | None = None
+
+    @property
+    def spread(self) -> bool:
+        """Whether its parts are on several devices, so that each layer has a device of its own."""
+        return self.placement is not None
 
     @property
     def device(self) -> torch.device:
+        """Where token ids and embeddings go."""
+        if self.placement is not None:
+            return self.placement.device_of("model.language_model.embed_tokens")
         return self.accelerator.torch_device
+
+    @property
+    def layer_devices(self) -> list[torch.device]:
+        """Where each decoder layer computes, and so where its keys and values lie."""
+        count = int(self.processor.config.get_text_config().num_hidden_layers)
+        if self.placement is None:
+            return [self.device] * count
+        return [self.placement.device_of(f"model.language_model.layers.{index}") for index in range(count)]
 
     @property
     def tokenizer(self) -> Any:
@@ -47,6 +66,9 @@ def load_model(
     min_pixels: int | None = None,
     attention: str = "sdpa",
     processor: Processor | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: Mapping[Any, Any] | None = None,
+    offload_folder: str | Path | None = None,
 ) -> VisionLanguageModel:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint in evaluation mode.
 
@@ -56,6 +78,10 @@ def load_model(
         adapter: a PEFT adapter folder to put on top. Its pixel limits, recorded in training, are used.
         attention: an implementation that transformers knows, such as `sightline.models.attention.NAME`.
         processor: the folder's, where it is read already; the pixel limits are then its own.
+        device_map: "auto" spreads a model larger than one card over the visible cards by their free memory; a
+            dict says for names of modules which device they go to. The weights pass through host memory.
+        max_memory: for "auto", what each may take: {0: "20GiB", 1: "20GiB", "cpu": "64GiB"}. What fits none of
+            them stays on disk, in `offload_folder`.
 
     Raises:
         SightlineError: see the checks below; each names the file or the setting to change.
@@ -71,8 +97,19 @@ def load_model(
     batch_segments(module.model.visual)
     if adapter is not None:
         module = _with_adapter(module, Path(adapter))
-    module = module.to(accelerator.torch_device).eval()
-    return VisionLanguageModel(module, processor, accelerator, torch_dtype, folder)
+    module.eval()
+    placement = None
+    if device_map is not None:
+        # The hooks go into the transformers module itself, also where an adapter is around it.
+        inner = module.get_base_model() if adapter is not None else module
+        places = plan(inner, device_map, max_memory, accelerator)
+        if set(places) == {""} and places[""] != "disk":
+            accelerator = find(str(places[""]))
+        else:
+            placement = spread(inner, places, offload_folder)
+    if placement is None:
+        module = module.to(accelerator.torch_device)
+    return VisionLanguageModel(module, processor, accelerator, torch_dtype, folder, placement)
 
 
 def _load_processor(
