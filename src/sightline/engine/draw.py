@@ -8,9 +8,12 @@ is summed in float64.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 
+from sightline.engine import penalties
 from sightline.engine.penalties import LARGEST
 from sightline.engine.sampling import SamplingParams
 
@@ -18,11 +21,16 @@ MOST_SELECTED = 1024
 """Up to this top_k the tokens are selected; above, the row is treated like one without top_k."""
 _LEAST_TEMPERATURE = 0.01  # below, float32 logits overflow; vLLM clamps at the same value
 _BLOCK = 1024  # a row's cumulated sum is searched in two steps: among blocks, then inside one
-_FIRST_LOOK = 128  # most likely tokens that are looked at first for top_p
+_LOOKS = (128, 4096)  # most likely tokens that are looked at for top_p, before all are sorted
+_ROWS_ON_DEVICE = 256  # rows in float32 at a time
 _ALMOST_ONE = 1 - 2.0**-40  # so that a number never falls behind the last token by rounding
 
+Found = tuple[list[int], list[float]]
+"""A token of each row, and the row's largest logit, which tells whether there could be one."""
+Changes = Sequence["penalties.Change | None"]
 
-def most_likely(logits: torch.Tensor) -> tuple[list[int], list[float]]:
+
+def most_likely(logits: torch.Tensor) -> Found:
     """Each row's largest logit: its place (the first of equal ones) and its value, nan where a row holds one.
 
     Args:
@@ -52,50 +60,94 @@ class Drawer:
     def __init__(self, width: int, device: torch.device) -> None:
         self._width = width
         self._device = device
+        # On a CPU one row at a time: it stays in the core's cache, and its sums are the same in any batch.
+        self._rows = 1 if device.type == "cpu" else _ROWS_ON_DEVICE
+        self._room = torch.zeros(0, 0, device=device)
+
+    def most_likely(self, logits: torch.Tensor, changes: Changes) -> Found:
+        """The largest of each row of [R, V] after its changes."""
+        if not any(changes):
+            return most_likely(logits)
+        return _joined([most_likely(part) for part, _ in self._parts(logits, changes)])
 
     def among_top(
-        self, logits: torch.Tensor, settings: list[SamplingParams], numbers: list[float]
-    ) -> tuple[list[int], list[float]]:
+        self, logits: torch.Tensor, changes: Changes, settings: list[SamplingParams], numbers: list[float]
+    ) -> Found:
         """Draw from rows that all have a `top_k` of at most MOST_SELECTED.
 
         Args:
-            logits: float32 [R, V].
+            logits: float [R, V] in any dtype; not changed.
+            changes: R of penalties.Change or None.
             numbers: R of [0, 1).
-
-        Returns:
-            R tokens, and the largest logit of each row.
         """
         top_k = [min(params.top_k, self._width) for params in settings]
-        # One more than asked for shows whether equal ones were left out.
-        values, ids = logits.topk(min(max(top_k) + 1, self._width), dim=-1)
+        values, ids = self._select(logits, changes, top_k)
         peaks = values[:, 0].tolist()
-        for row in self._undecided(values, top_k):
-            _take_first_of_equal(logits[row], values[row], ids[row], top_k[row])
         places = torch.arange(values.shape[1], device=self._device)
         values.clamp_(max=LARGEST).masked_fill_(places >= self._column(top_k), -torch.inf)
         # topk leaves the order of equal ones open; by definition it is that of their ids.
         ids, order = ids.sort(-1)
         values, order = values.gather(1, order).sort(stable=True, dim=-1, descending=True)
         ids = ids.gather(1, order)
-        weights = self._weights(values, values[:, :1].clone(), settings)
-        top_p = self._column([params.top_p for params in settings])
-        sums = weights.cumsum(-1, dtype=torch.float64)
-        weights.masked_fill_(sums - weights >= top_p * sums[:, -1:], 0)
-        place = _find(weights.cumsum(-1, dtype=torch.float64), self._column(numbers))
+        weights = self._weigh(values, values[:, :1].clone(), settings)
+        sums = weights.cumsum(-1)
+        behind = sums - weights >= self._column([params.top_p for params in settings]) * sums[:, -1:]
+        weights.masked_fill_(behind, 0)
+        place = _find(weights.cumsum(-1), self._column(numbers))
         return ids.gather(1, place)[:, 0].tolist(), peaks
 
     def among_all(
-        self, logits: torch.Tensor, settings: list[SamplingParams], numbers: list[float]
-    ) -> tuple[list[int], list[float]]:
-        """Draw from rows with any settings; arguments and results as `among_top`; changes `logits`."""
-        peak = logits.amax(-1, keepdim=True)
-        if bool((peak > LARGEST).any()):
-            peak = logits.clamp_(max=LARGEST).amax(-1, keepdim=True)
-        weights = self._weights(logits, peak, settings)
-        for row, params in enumerate(settings):
-            if params.top_k > 0 or params.top_p < 1:
-                _keep_beginning(weights[row], params.top_k, params.top_p)
-        return self._drawn(weights, self._column(numbers)), peak[:, 0].tolist()
+        self, logits: torch.Tensor, changes: Changes, settings: list[SamplingParams], numbers: list[float]
+    ) -> Found:
+        """Draw from rows with any settings; arguments as `among_top`."""
+        found = []
+        for part, rows in self._parts(logits, changes):
+            own = settings[rows]
+            peak = part.amax(-1, keepdim=True)
+            if bool((peak > LARGEST).any()):
+                peak = part.clamp_(max=LARGEST).amax(-1, keepdim=True)
+            weights = self._weigh(part, peak, own)
+            for row, params in enumerate(own):
+                if params.top_k > 0:
+                    _keep_count(weights[row : row + 1], params.top_k)
+            if any(params.top_p < 1 for params in own):
+                self._keep_mass(weights, self._column([params.top_p for params in own]))
+            found.append((self._drawn(weights, self._column(numbers[rows])), peak[:, 0].tolist()))
+        return _joined(found)
+
+    def _parts(self, logits: torch.Tensor, changes: Changes) -> Iterator[tuple[torch.Tensor, slice]]:
+        """Rows in float32 with their changes, in room that the next part takes again, and which rows they are."""
+        for start in range(0, len(logits), self._rows):
+            rows = slice(start, min(start + self._rows, len(logits)))
+            part = self._padded(rows.stop - start)[:, : self._width]
+            part.copy_(logits[rows])
+            own = {row: change for row, change in enumerate(changes[rows]) if change is not None}
+            if own:
+                penalties.apply(part, own)
+            yield part, rows
+
+    def _padded(self, rows: int) -> torch.Tensor:
+        """float32 [rows, whole blocks]; behind the row's end there are zeros."""
+        if len(self._room) < rows:
+            width = -(-self._width // _BLOCK) * _BLOCK
+            self._room = torch.zeros(rows, width, device=self._device)
+        return self._room[:rows]
+
+    def _select(
+        self, logits: torch.Tensor, changes: Changes, top_k: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each row's most likely tokens, the first `top_k` of which are right: float64 values and ids, [R, n]."""
+        # One more than asked for shows whether equal ones were left out.
+        size = min(max(top_k) + 1, self._width)
+        values, ids = [], []
+        whole = [(logits, slice(0, len(logits)))]
+        for part, rows in self._parts(logits, changes) if any(changes) else whole:
+            found = part.topk(size, dim=-1)
+            for row in self._undecided(found.values, top_k[rows]):
+                _take_first_of_equal(part[row], found.values[row], found.indices[row], top_k[rows][row])
+            values.append(found.values.double())
+            ids.append(found.indices)
+        return torch.cat(values), torch.cat(ids)
 
     def _undecided(self, values: torch.Tensor, top_k: list[int]) -> list[int]:
         """Rows in which a token behind the last one that counts is as likely as that one."""
@@ -107,36 +159,57 @@ class Drawer:
             if same and count < values.shape[1]
         ]
 
-    def _weights(
+    def _weigh(
         self, logits: torch.Tensor, peak: torch.Tensor, settings: list[SamplingParams]
     ) -> torch.Tensor:
         """Probabilities as shares of the most likely token's, [R, n], in the place of `logits`."""
         temperatures = [max(params.temperature, _LEAST_TEMPERATURE) for params in settings]
-        weights = logits.sub_(peak).div_(self._column(temperatures).float()).exp_()
+        logits.sub_(peak)
+        if any(temperature != 1 for temperature in temperatures):
+            logits.div_(self._column(temperatures).to(logits.dtype))
+        weights = logits.exp_()
         if any(params.min_p > 0 for params in settings):
-            least = self._column([params.min_p for params in settings]).float()
-            weights.masked_fill_(weights < least, 0)
+            least = self._column([params.min_p for params in settings])
+            weights.masked_fill_(weights < least.to(weights.dtype), 0)
         return weights
+
+    def _keep_mass(self, weights: torch.Tensor, top_p: torch.Tensor) -> None:
+        """Set to 0 what is behind the smallest set that reaches `top_p`, float64 [R, 1], of each row's sum."""
+        mass = top_p * self._block_sums(weights)[1].sum(-1, keepdim=True)
+        for size in (*_LOOKS, self._width):
+            top = _largest(weights, size).double()
+            sums = top.cumsum(-1)
+            if size >= self._width or bool(((sums[:, -1:] >= mass) | (top_p >= 1)).all()):
+                break
+        kept = (sums - top < mass).sum(-1, keepdim=True).clamp(min=1)
+        cut = top.gather(1, kept - 1)
+        equal = kept - (top > cut).sum(-1, keepdim=True)
+        _zero_behind(weights, cut.masked_fill(top_p >= 1, -1).float(), equal)
 
     def _drawn(self, weights: torch.Tensor, numbers: torch.Tensor) -> list[int]:
         """Tokens by weight, in the order of their ids."""
-        blocks = -(-self._width // _BLOCK)
-        padded = torch.nn.functional.pad(weights, (0, blocks * _BLOCK - self._width)).unflatten(
-            1, (-1, _BLOCK)
-        )
-        sums = padded.sum(-1).double()
+        blocks, sums = self._block_sums(weights)
         ends = sums.cumsum(-1)
         block = _find(ends, numbers)
         own = sums.gather(1, block)
         # How far into the block the number points: its own sums have other roundings than those of the blocks.
         share = ((numbers * ends[:, -1:] - (ends.gather(1, block) - own)) / own).clamp(0, 1)
         rows = torch.arange(len(weights), device=self._device)
-        inner = padded[rows, block[:, 0]].cumsum(-1, dtype=torch.float64)
+        inner = blocks[rows, block[:, 0]].cumsum(-1, dtype=torch.float64)
         return (block * _BLOCK + _find(inner, share))[:, 0].tolist()
+
+    def _block_sums(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of `_parts` as [R, n, block], and their float64 sums [R, n]."""
+        blocks = self._padded(len(weights)).unflatten(1, (-1, _BLOCK))
+        return blocks, blocks.sum(-1).double()
 
     def _column(self, values: list[float] | list[int]) -> torch.Tensor:
         """float64 [R, 1]"""
         return torch.tensor(values, dtype=torch.float64, device=self._device)[:, None]
+
+
+def _joined(found: list[Found]) -> Found:
+    return [token for tokens, _ in found for token in tokens], [peak for _, peaks in found for peak in peaks]
 
 
 def _find(sums: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
@@ -155,37 +228,42 @@ def _take_first_of_equal(row: torch.Tensor, values: torch.Tensor, ids: torch.Ten
     ids[above:count] = (row == cut).nonzero()[: count - above, 0]
 
 
-def _keep_beginning(weights: torch.Tensor, top_k: int, top_p: float) -> None:
-    """Set to 0 what is behind the `top_k` most likely (0, -1: all) or the smallest set that reaches `top_p`.
+def _keep_count(weights: torch.Tensor, count: int) -> None:
+    """Set to 0 what is behind the `count` largest of [1, V]."""
+    top = _largest(weights, min(count, weights.shape[1]))
+    _zero_behind(weights, top[:, -1:], (top == top[:, -1:]).sum(-1, keepdim=True))
 
-    Args:
-        weights: float32 [V], at least 0; changed in place.
-    """
-    most = top_k if 0 < top_k < len(weights) else len(weights)
-    total = None if most < len(weights) else float(weights.double().sum())
-    for size in (_FIRST_LOOK, len(weights)):
-        if size < most and total is None:
-            continue
-        top = _largest(weights, size)[:most].double()
-        sums = top.cumsum(0)
-        mass = top_p * (float(sums[-1]) if total is None else total)
-        if size == len(weights) or float(sums[-1]) >= mass:
-            break
-    kept = max(1, int((sums - top < mass).sum()))
-    cut = top[kept - 1]
-    equal = kept - int((top > cut).sum())
-    cut = cut.float()
+
+def _zero_behind(weights: torch.Tensor, cut: torch.Tensor, equal: torch.Tensor) -> None:
+    """Set to 0 what is below `cut` [R, 1], and of those that equal it all but the first `equal` [R, 1]."""
+    if weights.device.type != "cpu":
+        return _zero_behind_together(weights, cut, equal)
+    for row, least, count in zip(weights, cut[:, 0], equal[:, 0].tolist(), strict=True):
+        _zero_row_behind(row, least, count)
+
+
+def _zero_behind_together(weights: torch.Tensor, cut: torch.Tensor, equal: torch.Tensor) -> None:
+    """The same without waiting for the device."""
     weights.masked_fill_(weights < cut, 0)
-    places = (weights == cut).nonzero()[:, 0]
+    same = weights == cut
+    weights.masked_fill_(same & (same.cumsum(-1) > equal), 0)
+
+
+def _zero_row_behind(weights: torch.Tensor, cut: torch.Tensor, equal: int) -> None:
+    """The same for [V] on a CPU, where a masked fill takes ten times as long as a threshold."""
+    below = float(torch.nextafter(cut, cut.new_tensor(-torch.inf)))
+    torch.threshold_(weights, below, 0.0)
+    places = np.flatnonzero(weights.numpy() == cut.item())
     if len(places) > equal:
-        weights[places[equal:]] = 0
+        weights[torch.from_numpy(places[equal:])] = 0
 
 
 def _largest(weights: torch.Tensor, size: int) -> torch.Tensor:
-    """The `size` largest values, descending. numpy sorts floats with vector instructions, 10 times as fast."""
+    """The `size` largest of each row, descending. numpy sorts with vector instructions, ten times as fast."""
+    size = min(size, weights.shape[1])
     if weights.device.type != "cpu":
-        return weights.topk(size).values if size < len(weights) else weights.sort(descending=True).values
+        return weights.topk(size).values if size < weights.shape[1] else weights.sort(descending=True).values
     values = weights.numpy()
-    if size < len(values):
-        values = np.partition(values, len(values) - size)[-size:]
-    return torch.from_numpy(np.sort(values)[::-1].copy())
+    if size < weights.shape[1]:
+        values = np.partition(values, weights.shape[1] - size)[:, -size:]
+    return torch.from_numpy(np.sort(values)[:, ::-1].copy())

@@ -52,28 +52,27 @@ def apply(logits: torch.Tensor, changes: dict[int, Change]) -> None:
     definition); then biases are added; then all but the allowed tokens, and the banned ones, become impossible.
 
     Args:
-        logits: float32 [rows, V], contiguous.
+        logits: float32 [R, V].
         changes: by row.
     """
-    width = logits.shape[1]
-    flat = logits.view(-1)
     touched = [(row, change) for row, change in changes.items() if len(change.ids)]
     if touched:
-        _apply_tables(flat, touched, width)
+        _apply_tables(logits, touched)
     for row, change in changes.items():
         if change.allowed is not None:
             allowed = torch.from_numpy(change.allowed).to(logits.device)
             kept = logits[row, allowed]
             logits[row] = -torch.inf
             logits[row, allowed] = kept
-    banned = [row * width + token for row, change in changes.items() for token in change.banned]
+    banned = [(row, token) for row, change in changes.items() for token in change.banned]
     if banned:
-        flat.index_fill_(0, torch.tensor(banned, device=logits.device), -torch.inf)
+        rows, tokens = torch.tensor(banned, device=logits.device).unbind(1)
+        logits[rows, tokens] = -torch.inf
 
 
-def _apply_tables(flat: torch.Tensor, touched: list[tuple[int, Change]], width: int) -> None:
+def _apply_tables(logits: torch.Tensor, touched: list[tuple[int, Change]]) -> None:
     """All rows' tables as one, so that a device gets a handful of operators whatever the batch."""
-    device = flat.device
+    device = logits.device
     lengths = [len(change.ids) for _, change in touched]
 
     def gathered(arrays: list[Any]) -> torch.Tensor:
@@ -82,15 +81,16 @@ def _apply_tables(flat: torch.Tensor, touched: list[tuple[int, Change]], width: 
     def repeated(values: list[float]) -> torch.Tensor:
         return torch.from_numpy(np.repeat(np.array(values, np.float32), lengths)).to(device)
 
-    places = gathered([row * width + change.ids for row, change in touched])
+    rows = torch.from_numpy(np.repeat([row for row, _ in touched], lengths)).to(device)
+    ids = gathered([change.ids for _, change in touched])
     counts = gathered([change.counts for _, change in touched])
     held = counts > 0
     repetition = repeated([change.repetition for _, change in touched])
-    score = flat[places]
+    score = logits[rows, ids]
     penalised = torch.where(score < 0, score * repetition, score / repetition)
     score = torch.where(gathered([change.seen for _, change in touched]) | held, penalised, score)
     score = score - counts * repeated([change.frequency for _, change in touched])
     score = score - held * repeated([change.presence for _, change in touched])
     score = score + gathered([change.biases for _, change in touched])
     # -inf stays: a model may rule a token out itself.
-    flat[places] = score.clamp(max=LARGEST)
+    logits[rows, ids] = score.clamp(max=LARGEST)

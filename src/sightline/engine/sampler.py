@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Choice", "Sampler", "choose", "prompt_logprobs"]
 
-# Rows in float32 at a time: on a CPU one, which stays in the core's cache and whose sums are the same in any batch.
-_ROWS_ON_DEVICE = 256
-
 
 @dataclass(slots=True)
 class Choice:
@@ -57,7 +54,6 @@ class Sampler:
     def __init__(self, vocab_size: int, device: torch.device | str) -> None:
         self.vocab_size = vocab_size
         self.device = torch.device(device)
-        self._rows = 1 if self.device.type == "cpu" else _ROWS_ON_DEVICE
         self._drawer = draw.Drawer(vocab_size, self.device)
 
     @torch.inference_mode()
@@ -107,40 +103,32 @@ class Sampler:
             start = end
         return results
 
-    def _tokens(self, logits: torch.Tensor, rows: list[_Row]) -> tuple[list[int], list[float]]:
+    def _tokens(self, logits: torch.Tensor, rows: list[_Row]) -> draw.Found:
         """Each row's token, and its largest logit, which tells whether there is one."""
         tokens, peaks = [0] * len(rows), [0.0] * len(rows)
         for kind in _KINDS:
             members = [number for number, row in enumerate(rows) if row.kind == kind]
-            size = len(members) if kind == "plain" else self._rows
-            for start in range(0, len(members), max(1, size)):
-                part = members[start : start + size]
-                found = self._part(logits, kind, part, rows)
-                for number, token, peak in zip(part, *found, strict=True):
-                    tokens[number], peaks[number] = token, peak
+            if not members:
+                continue
+            # As they stand where all are of one kind, so that nothing is copied.
+            alike = len(members) == len(rows)
+            part = logits if alike else logits[torch.tensor(members, device=logits.device)]
+            found = self._part(part, kind, [rows[number] for number in members])
+            for number, token, peak in zip(members, *found, strict=True):
+                tokens[number], peaks[number] = token, peak
         return tokens, peaks
 
-    def _part(
-        self, logits: torch.Tensor, kind: str, part: list[int], rows: list[_Row]
-    ) -> tuple[list[int], list[float]]:
+    def _part(self, logits: torch.Tensor, kind: str, rows: list[_Row]) -> draw.Found:
         """Rows of one kind, together."""
-        picked = logits if len(part) == len(logits) else logits[torch.tensor(part, device=logits.device)]
-        if kind == "plain":
-            return draw.most_likely(picked)
-        # A copy in any case: it is changed.
-        picked = picked.to(torch.float32, copy=True)
-        changes = {place: change for place, number in enumerate(part) if (change := rows[number].change)}
-        if changes:
-            penalties.apply(picked, changes)
-        if kind == "greedy":
-            return draw.most_likely(picked)
-        settings = [rows[number].params for number in part]
-        draws = [rows[number].number for number in part]
+        changes = [row.change for row in rows]
+        if kind in ("plain", "greedy"):
+            return self._drawer.most_likely(logits, changes)
+        settings, numbers = [row.params for row in rows], [row.number for row in rows]
         sampled = self._drawer.among_top if kind == "top" else self._drawer.among_all
-        return sampled(picked, settings, draws)
+        return sampled(logits, changes, settings, numbers)
 
 
-# Rows of one kind take the same way: greedy without and with rules, sampled from the top_k, and from all tokens.
+# Rows of one kind take the same way: the most likely as it stands and under rules, one of the top_k, one of all.
 _KINDS = ("plain", "greedy", "top", "all")
 
 
