@@ -18,7 +18,7 @@ import pytest
 from PIL import Image as Pillow
 
 from sightline import LLM, SamplingParams
-from sightline.engine.job import Job
+from sightline.engine.stream import Stream
 from sightline.server.run import Address, serve_in_background
 
 
@@ -274,28 +274,36 @@ def test_long_bodies_are_refused(llm: LLM) -> None:
         thread.join()
 
 
+def wait_until_busy(llm: LLM, requests: int = 1) -> None:
+    until = time.monotonic() + 60
+    while llm.engine.stats().running < requests:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def test_a_client_that_leaves_frees_the_engine(
     address: Address, llm: LLM, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs: list[Job] = []
+    streams: list[Stream] = []
+    add = llm.engine.add
 
-    def prepare(*given: Any) -> Job:
-        jobs.append(LLM.prepare(llm, *given))
-        return jobs[-1]
+    def remember(*given: Any, **options: Any) -> Stream:
+        streams.append(add(*given, **options))
+        return streams[-1]
 
-    monkeypatch.setattr(llm, "prepare", prepare)
+    monkeypatch.setattr(llm.engine, "add", remember)
     long = {"messages": about(), "max_tokens": 1900, "ignore_eos": True, "temperature": 0}
     for stream in (True, False):
         body = json.dumps({**long, "stream": stream}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         with socket.create_connection((address.host, address.port)) as raw:
             raw.sendall(head + body)
-            until = time.monotonic() + 60
-            while not llm._compute.locked():
-                assert time.monotonic() < until
-                time.sleep(0.01)
+            wait_until_busy(llm)
+        left = streams[-1].result(60)
+        assert left.outputs[0].finish_reason == "abort"
+        assert len(left.outputs[0].token_ids) < 1900
         client.chat.completions.create(model="tiny", messages=about(), max_tokens=2)
-        assert jobs[-2].requests[0].output.finish_reason == "abort"
+    assert llm.engine.stats().running == 0
 
 
 def test_many_clients_each_get_their_own_answer(client: openai.OpenAI, llm: LLM) -> None:
@@ -332,27 +340,23 @@ def test_stopping_ends_running_and_waiting_requests(llm: LLM, stream: bool) -> N
         threads = [threading.Thread(target=ask, args=(address.url,)) for _ in range(3)]
         for thread in threads:
             thread.start()
-        until = time.monotonic() + 60
-        while not llm._compute.locked():
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        time.sleep(0.3)
+        wait_until_busy(llm, 3)
     for thread in threads:
         thread.join()
     assert len(replies) == 3
     for reply in replies:
         assert "the server is stopping" in reply.text
         assert reply.status_code == (200 if stream else 503)
-    assert not llm._compute.locked()
+    assert llm.engine.stats().running == 0
 
 
 def test_a_failing_engine_tells_clients_nothing_of_its_inside(
     llm: LLM, address: Address, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(job: Job) -> None:
+    def fail(step: Any) -> None:
         raise RuntimeError("secret path /x")
 
-    monkeypatch.setattr(llm, "stream", fail)
+    monkeypatch.setattr(llm.engine._core._runner, "run", fail)
     for stream, status in ((False, 500), (True, 200)):
         body = {"messages": about(), "stream": stream}
         reply = httpx.post(f"{address.url}/chat/completions", json=body, timeout=60)

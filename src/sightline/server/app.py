@@ -17,17 +17,13 @@ from starlette.requests import ClientDisconnect
 
 import sightline
 from sightline.data.conversation import Conversation
-from sightline.data.images import image_size
-from sightline.data.videos import video_header
-from sightline.engine.job import Job
 from sightline.engine.llm import LLM
-from sightline.engine.sampling import ParameterError, SamplingParams
-from sightline.errors import SightlineError
-from sightline.server.chat import BUDGET, ChatRequest, Reply, conversation_of, read_request, sampling_of
+from sightline.engine.stream import Stream
+from sightline.server.chat import ChatRequest, Reply, conversation_of, read_request, sampling_of
 from sightline.server.errors import RequestError, error_body
 from sightline.server.gate import MAX_OPEN, Gate
 from sightline.server.sse import HEADERS, chat_events
-from sightline.server.worker import STOPPING, Worker
+from sightline.server.worker import Worker
 
 MAX_BODY = 64 * 2**20  # bytes
 BODY_SECONDS = 10.0  # between two pieces of a body
@@ -69,7 +65,7 @@ def create_app(
 
     @app.get("/health")
     async def health() -> Response:
-        return Response(status_code=200)
+        return Response(status_code=200 if worker.alive else 503)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -87,46 +83,34 @@ def create_app(
         params = sampling_of(request, defaults)
         conversation = conversation_of(request)
         _check_texts(conversation, controls)
-        job = await worker.open(lambda: _prepare(llm, conversation, params))
+        stream = worker.add(conversation, params)
         reply = Reply.new(name)
-        if request.stream:
-            usage = request.stream_options is not None and request.stream_options.include_usage
-            events = chat_events(reply, job, worker.answer(job), include_usage=usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
-        await _finish(worker, job, http)
-        if job.aborted:
-            raise RequestError(STOPPING, status=503)
-        return JSONResponse(reply.completion(job.output()))
+        async with _ended_with_client(http, stream):
+            await worker.opened(stream)
+            if not request.stream:
+                return JSONResponse(reply.completion(await worker.finished(stream)))
+        usage = request.stream_options is not None and request.stream_options.include_usage
+        events = chat_events(reply, worker, stream, answers=params.n, include_usage=usage)
+        return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
 
     return app
 
 
-def _prepare(llm: LLM, conversation: Conversation, params: SamplingParams) -> Job:
-    """Open the media of a request, by their headers first: what is too large is never decoded."""
-    try:
-        for image in conversation.images:
-            image_size(image.source, BUDGET)
-        for video in conversation.videos:
-            video_header(video.source, BUDGET)
-        return llm.prepare(conversation, params)
-    except ParameterError as error:
-        raise RequestError(str(error), param=error.name) from error
-    except SightlineError as error:
-        raise RequestError(str(error), param="messages") from error
-
-
-async def _finish(worker: Worker, job: Job, http: Request) -> None:
-    """Wait for a whole answer; a client that leaves before ends it."""
+@contextlib.asynccontextmanager
+async def _ended_with_client(http: Request, stream: Stream) -> AsyncIterator[None]:
+    """End a request when its client leaves, and when the block fails."""
 
     async def watch() -> None:
         while (await http.receive())["type"] != "http.disconnect":
             pass
-        job.abort()
+        stream.abort()
 
     watcher = asyncio.create_task(watch())
     try:
-        async for _ in worker.answer(job):
-            pass
+        yield
+    except BaseException:
+        stream.abort()
+        raise
     finally:
         watcher.cancel()
 

@@ -235,5 +235,8 @@ def usage_of(output: RequestOutput) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": answer,
         "total_tokens": prompt + answer,
-        "prompt_tokens_details": {"cached_tokens": 0, "vision_tokens": output.vision_tokens},
+        "prompt_tokens_details": {
+            "cached_tokens": output.num_cached_tokens,
+            "vision_tokens": output.vision_tokens,
+        },
     }

@@ -65,7 +65,8 @@ def serve(
         server = _Server(
             create_app(llm, names, hosts=local_names(host)), lambda: on_ready(address) if on_ready else None
         )
-        server.run(sockets=[listener])
+        with contextlib.closing(llm):
+            server.run(sockets=[listener])
     except OSError as error:
         # Another process may bind the same port while this one loads its model; only one can listen.
         raise _bind_error(error, host, port) from error
@@ -91,8 +92,11 @@ def serve_in_background(
         SightlineError: as `serve`, or the server does not start.
     """
     listener = bind(host, port)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(listener.close)
         llm = model if isinstance(model, LLM) else LLM(model, **llm_options)
+        if llm is not model:
+            stack.callback(llm.close)
         names = model_names(llm.model.folder, served_model_name)
         ready = threading.Event()
         server = _Server(create_app(llm, names, hosts=local_names(host)), ready.set)
@@ -106,8 +110,6 @@ def serve_in_background(
         finally:
             server.stop(grace=0)
             thread.join()
-    finally:
-        listener.close()
 
 
 def bind(host: str, port: int) -> socket.socket:

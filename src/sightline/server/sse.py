@@ -6,10 +6,10 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sightline.engine.job import Delta, Job
+from sightline.engine.stream import Stream
 from sightline.server.chat import Reply
-from sightline.server.errors import RequestError, error_body
-from sightline.server.worker import STOPPING
+from sightline.server.errors import RequestError
+from sightline.server.worker import Worker
 
 DONE = "data: [DONE]\n\n"
 # Proxies must pass events on as they come.
@@ -21,24 +21,22 @@ def event(value: dict[str, Any]) -> str:
 
 
 async def chat_events(
-    reply: Reply, job: Job, deltas: AsyncIterator[Delta], *, include_usage: bool
+    reply: Reply, worker: Worker, stream: Stream, *, answers: int, include_usage: bool
 ) -> AsyncIterator[str]:
     """A role chunk for each answer, text as it comes, why each ended, and the usage where it is asked for."""
     try:
-        for request in job.requests:
-            yield event(reply.chunk(request.index, {"role": "assistant", "content": ""}))
-        async for delta in deltas:
+        for index in range(answers):
+            yield event(reply.chunk(index, {"role": "assistant", "content": ""}))
+        async for delta in worker.deltas(stream):
             if delta.text:
                 yield event(reply.chunk(delta.index, {"content": delta.text}))
-            if delta.finish_reason not in (None, "abort"):
+            if delta.finish_reason is not None:
                 yield event(reply.chunk(delta.index, {}, delta.finish_reason))
-        if job.aborted:
-            yield event(error_body(STOPPING, status=503))
-        elif include_usage:
-            yield event(reply.usage_chunk(job.output()))
+        if include_usage:
+            yield event(reply.usage_chunk(stream.output))
     except RequestError as error:
         # The status line is gone already, so the error travels as an event.
         yield event(error.body)
     finally:
-        job.abort()
+        stream.abort()
     yield DONE

@@ -1,84 +1,116 @@
-"""Between the event loop and the engine: requests wait in line for one thread, and their text comes back.
+"""Between the event loop and the engine: requests go in, what they bring is read, and none is left open at the end.
 
 The event loop never computes and never waits for a lock.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
 
-from sightline.engine.job import Delta, Job
+from sightline.data.conversation import Conversation
+from sightline.engine.async_engine import EngineFull, EngineStopped
 from sightline.engine.llm import LLM
+from sightline.engine.outputs import RequestOutput
+from sightline.engine.sampling import ParameterError, SamplingParams
+from sightline.engine.stream import Delta, Stream
+from sightline.errors import SightlineError
+from sightline.server.chat import BUDGET
 from sightline.server.errors import RequestError
 
-Result = TypeVar("Result")
 log = logging.getLogger("sightline.server")
 
 STOPPING = "the server is stopping"
-_OPENERS = 2  # threads that open media; more would fight the engine for the processor
+FAILED = "the server failed while answering"
 
 
 class Worker:
-    """One engine thread, first come first served, and a few threads that open media."""
+    """The requests that this server has open in an engine, which others may use too."""
 
     def __init__(self, llm: LLM) -> None:
-        self._llm = llm
-        self._engine = ThreadPoolExecutor(1, "engine")
-        self._openers = ThreadPoolExecutor(_OPENERS, "media")
-        self._jobs: dict[int, Job] = {}
+        self._engine = llm.engine
+        self._open: set[Stream] = set()
+        self._closed = False
 
-    async def open(self, prepare: Callable[[], Result]) -> Result:
-        """Run the opening of a request's media beside the event loop."""
-        return await asyncio.wrap_future(self._submit(self._openers, prepare))
+    def add(self, conversation: Conversation, params: SamplingParams) -> Stream:
+        """Give a request to the engine; `opened` says whether it can be used.
 
-    async def answer(self, job: Job) -> AsyncIterator[Delta]:
-        """The deltas of a job. Leaving the loop, or its cancellation, aborts the job.
+        Raises:
+            RequestError: it cannot be used, or the server is stopping or full.
+        """
+        if self._closed:
+            raise RequestError(STOPPING, status=503)
+        try:
+            stream = self._engine.add(conversation, params, budget=BUDGET, on_end=self._open.discard)
+        except SightlineError as error:
+            raise _refusal(error) from error
+        self._open.add(stream)
+        if stream.ended:
+            self._open.discard(stream)
+        if self._closed:
+            stream.abort()
+        return stream
+
+    async def opened(self, stream: Stream) -> RequestOutput:
+        """Wait until a request's media are opened.
+
+        Raises:
+            RequestError: they cannot be used.
+        """
+        try:
+            return await stream.opened()
+        except SightlineError as error:
+            raise _refusal(error) from error
+
+    async def finished(self, stream: Stream) -> RequestOutput:
+        """Wait for whole answers.
 
         Raises:
             RequestError: the engine failed (the cause is in the log), or the server is stopping.
         """
-        loop = asyncio.get_running_loop()
-        # Not bounded: a slow client must not hold the engine, and an answer is at most the model's length.
-        queue: asyncio.Queue[Delta | RequestError | None] = asyncio.Queue()
-
-        def put(item: Delta | RequestError | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(queue.put_nowait, item)
-
-        self._jobs[id(job)] = job
-        self._submit(self._engine, self._pump, job, put)
         try:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, RequestError):
-                    raise item
-                yield item
+            output = await stream.finished()
+        except SightlineError as error:
+            raise _refusal(error) from error
+        _check(output)
+        return output
+
+    async def deltas(self, stream: Stream) -> AsyncIterator[Delta]:
+        """What a request brings; raises as `finished`. Leaving the loop, or its cancellation, ends the request."""
+        try:
+            async for delta in stream:
+                if delta.finish_reason not in ("abort", "error"):
+                    yield delta
+            _check(stream.output)
+        except SightlineError as error:
+            raise _refusal(error) from error
         finally:
-            job.abort()
-            self._jobs.pop(id(job), None)
+            stream.abort()
 
-    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., Result], *given: Any) -> Future[Result]:
-        try:
-            return pool.submit(work, *given)
-        except RuntimeError as error:  # the pool is shut down
-            raise RequestError(STOPPING, status=503) from error
-
-    def _pump(self, job: Job, put: Callable[[Any], None]) -> None:
-        try:
-            for delta in self._llm.stream(job):
-                put(delta)
-        except Exception:
-            log.exception("answering request %s failed", job.id)
-            put(RequestError("the server failed while answering", status=500))
-        finally:
-            put(None)
+    @property
+    def alive(self) -> bool:
+        return self._engine.alive
 
     def close(self) -> None:
-        """Take no more, and end every job at its next step; from any thread, any number of times."""
-        self._engine.shutdown(wait=False)
-        self._openers.shutdown(wait=False)
-        for job in list(self._jobs.values()):
-            job.abort()
+        """Take no more, and end every request at the engine's next step; from any thread, any number of times."""
+        self._closed = True
+        for stream in list(self._open):
+            stream.abort()
+
+
+def _check(output: RequestOutput) -> None:
+    if output.error is not None:
+        log.error("answering request %s failed: %s", output.request_id, output.error)
+        raise RequestError(FAILED, status=500)
+    if any(answer.finish_reason == "abort" for answer in output.outputs):
+        raise RequestError(STOPPING, status=503)
+
+
+def _refusal(error: SightlineError) -> RequestError:
+    """An error of the engine as the client hears of it."""
+    if isinstance(error, EngineFull):
+        return RequestError(str(error), status=503)
+    if isinstance(error, EngineStopped):
+        log.error("the engine takes no requests: %s", error)
+        return RequestError(FAILED, status=500)
+    return RequestError(str(error), param=error.name if isinstance(error, ParameterError) else "messages")
