@@ -48,6 +48,10 @@ ENTRIES = {
         "Fold a LoRA adapter into its base model.",
         "sightline merge --model BASE --adapter runs/lora -o merged",
     ),
+    "quantize": Entry(
+        "Write a copy of a model in 8 or 4 bit.",
+        "sightline quantize --model MODEL -o quantized --quantization int8",
+    ),
     "infer": Entry(
         "Answer one prompt, a dataset or a folder of images.",
         'sightline infer --model MODEL --image cat.jpg --prompt "What is this?"',
