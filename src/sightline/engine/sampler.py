@@ -18,12 +18,11 @@ import torch
 from sightline.engine import draw, penalties
 from sightline.engine.logprobs import describe, prompt_logprobs
 from sightline.engine.outputs import Logprob
-from sightline.engine.static_sampler import choose  # until the static batches go
 
 if TYPE_CHECKING:
     from sightline.engine.answer import Answer
 
-__all__ = ["Choice", "Sampler", "choose", "prompt_logprobs"]
+__all__ = ["Choice", "Sampler", "prompt_logprobs"]
 
 
 @dataclass(slots=True)
