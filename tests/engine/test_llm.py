@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import threading
+import time
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +86,7 @@ def test_streams_say_what_generate_says(llm: LLM, n: int) -> None:
     params = SamplingParams(temperature=1.2, seed=3, max_tokens=20, n=n, stop=["e", "zz"])
     whole = llm.generate("what shape", params)[0].outputs
     texts, reasons = [""] * n, [None] * n
-    for delta in llm.stream(llm.prepare("what shape", params)):
+    for delta in llm.stream("what shape", params):
         assert reasons[delta.index] is None
         texts[delta.index] += delta.text
         reasons[delta.index] = delta.finish_reason
@@ -98,55 +102,99 @@ def test_a_conversation_and_a_list_of_them(llm: LLM) -> None:
     assert [text_of(output) for output in llm.chat([one, one], params)] == [expected] * 2
 
 
-def test_leaving_a_stream_frees_the_engine(llm: LLM) -> None:
-    job = llm.prepare("a", SamplingParams(temperature=0, max_tokens=500, ignore_eos=True))
-    for _ in llm.stream(job):
-        break
-    assert job.requests[0].output.finish_reason == "abort"
-    assert llm.generate("a", SamplingParams(max_tokens=2))[0].finished
-
-
 def test_abort_from_another_thread(llm: LLM) -> None:
-    job = llm.prepare("a", SamplingParams(temperature=0, max_tokens=1500, ignore_eos=True))
+    stream = llm.stream("a", SamplingParams(temperature=0, max_tokens=1500, ignore_eos=True))
     reasons = []
-    for count, delta in enumerate(llm.stream(job)):
+    for count, delta in enumerate(stream):
         if count == 2:
-            aborter = threading.Thread(target=job.abort)
+            aborter = threading.Thread(target=stream.abort)
             aborter.start()
             aborter.join()
         reasons.append(delta.finish_reason)
     assert reasons[-1] == "abort"
-    assert len(job.requests[0].output.token_ids) < 50
+    assert reasons[:-1] == [None] * (len(reasons) - 1)
+    assert len(stream.output.outputs[0].token_ids) < 1500
+    assert llm.generate("a", SamplingParams(max_tokens=2))[0].finished
 
 
-def test_threads_take_turns(llm: LLM) -> None:
+def test_threads_share_the_engine(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=15)
     expected = text_of(llm.generate("a red circle", params)[0])
     found: list[str] = []
 
     def ask() -> None:
-        found.append("".join(delta.text for delta in llm.stream(llm.prepare("a red circle", params))))
+        found.append("".join(delta.text for delta in llm.stream("a red circle", params)))
+        found.append(text_of(llm.generate("a red circle", params)[0]))
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [expected] * 6
+    assert found == [expected] * 12
 
 
-def test_one_computes_at_a_time(llm: LLM) -> None:
-    params = SamplingParams(temperature=0, max_tokens=8)
-    first, second = llm.prepare("a", params), llm.prepare("is it", params)
-    stream = llm.stream(first)
-    next(stream)
-    waiting = threading.Thread(target=llm.run, args=([second],))
-    waiting.start()
-    waiting.join(0.3)
-    assert second.requests[0].output.token_ids == []
-    assert len(list(stream)) > 1
-    waiting.join()
-    assert len(second.requests[0].output.token_ids) == 8
+def test_a_generator_is_read_just_ahead_of_the_engine(llm: LLM) -> None:
+    drawn = 0
+    ended = []
+
+    def prompts() -> Iterator[Any]:
+        nonlocal drawn
+        for index in range(30):
+            drawn += 1
+            finished = sum(llm.engine.stats().totals.finished.values()) - before
+            ended.append((drawn, finished))
+            yield {
+                "prompt": "<|image_pad|>?",
+                "multi_modal_data": {"image": Pillow.new("RGB", (64, 64 + index))},
+            }
+
+    before = sum(llm.engine.stats().totals.finished.values())
+    outputs = llm.generate(prompts(), SamplingParams(temperature=0, max_tokens=3))
+    assert len(outputs) == drawn == 30
+    assert all(taken - finished <= llm.window + 1 for taken, finished in ended)
+    assert [output.request_id for output in outputs] == sorted((o.request_id for o in outputs), key=int)
+    assert all(output.finished and output.vision_tokens for output in outputs)
+
+
+def test_a_bad_prompt_of_a_list_is_found_before_anything_is_computed(llm: LLM, tmp_path: Path) -> None:
+    before = llm.engine.stats().totals.steps
+    missing = {"prompt": "<|image_pad|>", "multi_modal_data": {"image": str(tmp_path / "none.png")}}
+    with pytest.raises(SightlineError, match=r"prompts\[2\]: .*none\.png"):
+        llm.generate(["a", "b", missing], SamplingParams(max_tokens=3))
+    assert llm.engine.stats().totals.steps == before
+    with pytest.raises(UsageError, match="2 prompts but 1 sampling_params"):
+        llm.generate(["a", "b"], [SamplingParams()])
+
+
+def test_a_bad_prompt_of_a_generator_ends_the_others(llm: LLM) -> None:
+    with pytest.raises(SightlineError, match="the prompt is empty"):
+        llm.generate((text for text in ("a", "")), SamplingParams(max_tokens=500, ignore_eos=True))
+    until = time.monotonic() + 30
+    while llm.engine.stats().running:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_numbers_of_a_request(llm: LLM) -> None:
+    prompt = "what shape is in the image? a red circle. " * 4
+    params = SamplingParams(temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=1)
+    first = llm.generate(prompt, params)[0]
+    metrics = first.metrics
+    assert metrics.total >= metrics.time_to_first_token > metrics.preprocess > 0
+    parts = metrics.preprocess + metrics.queue + metrics.encode + metrics.prefill + metrics.decode_time
+    assert parts <= metrics.total * 1.01
+    assert first.prompt_logprobs is not None
+    assert first.prompt_logprobs[0] is None
+    assert len(first.prompt_logprobs) == len(first.prompt_token_ids)
+    for token, found in zip(first.prompt_token_ids[1:], first.prompt_logprobs[1:], strict=True):
+        assert found is not None
+        assert token in found
+    assert first.outputs[0].logprobs is not None
+    assert len(first.outputs[0].logprobs) == 4
+    again = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=4))[0]
+    assert again.num_cached_tokens >= llm.settings.block_size
+    assert again.outputs[0].token_ids == first.outputs[0].token_ids
 
 
 def test_an_adapter_answers_as_its_merged_model(tiny_folder: Path, tmp_path: Path) -> None:
@@ -189,6 +237,19 @@ def test_stop_text_and_lengths(llm: LLM) -> None:
     late = SamplingParams(temperature=0, max_tokens=6, min_tokens=4, stop_token_ids=[first])
     answer = llm.generate("a", late)[0].outputs[0]
     assert first not in answer.token_ids[:4]
+
+
+def test_a_dropped_engine_gives_its_memory_back(tiny_folder: Path) -> None:
+    llm = LLM(tiny_folder, dtype="fp32", device="cpu")
+    llm.generate("a", SamplingParams(max_tokens=2))
+    stream = llm.stream("a", SamplingParams(max_tokens=1900, ignore_eos=True))
+    module = weakref.ref(llm.model.module)
+    del llm
+    gc.collect()
+    assert stream.result(30).outputs[0].finish_reason == "abort"
+    del stream
+    gc.collect()
+    assert module() is None
 
 
 def test_max_model_len(tiny_folder: Path) -> None:
