@@ -379,3 +379,32 @@ def test_later_pictures_of_a_file_may_be_cut_off() -> None:
 )
 def test_variants_are_complete(format: str, options: dict[str, Any]) -> None:
     assert verify_image(encoded(gradient(), format, **options), decode=True) == (40, 24)
+
+
+def test_an_open_picture_is_used_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow decodes it and reads its Exif on first use; a second thread would see it half done."""
+    import time
+
+    data = io.BytesIO()
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    Pillow.new("RGB", (30, 20), "red").save(data, "JPEG", exif=exif)
+    picture = Pillow.open(data)
+    load, inside, together = picture.load, [], []
+
+    def slow_load() -> object:
+        inside.append(1)
+        together.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return load()
+
+    monkeypatch.setattr(picture, "load", slow_load)
+    sizes: list[tuple[int, int]] = []
+    threads = [threading.Thread(target=lambda: sizes.append(open_image(picture).size)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sizes == [(20, 30)] * 6
+    assert set(together) == {1}

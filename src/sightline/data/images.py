@@ -1,11 +1,13 @@
 """Pictures: size from the header, pixels as RGB upright on white.
 
 Nothing global of Pillow is set or relied on (where a program has set LOAD_TRUNCATED_IMAGES, the file's own
-structure is looked at), and every call opens its own handle, so all of this may run in many threads.
+structure is looked at), and every call opens its own handle or waits for the open picture that it was given,
+so all of this may run in many threads.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,9 +109,10 @@ def _header(source: Source, budget: Budget) -> Iterator[tuple[Pillow.Image, int]
     """Open without decoding; give the picture and its Exif orientation (1 to 8)."""
     if isinstance(source, Pillow.Image):
         _check_pixels(source, source.size, budget)
-        with _readable(source):
-            orientation = _orientation(source)
-        yield source, orientation
+        with _lock_of(source):
+            with _readable(source):
+                orientation = _orientation(source)
+            yield source, orientation
         return
     with opened(source, budget) as file:
         head = file.read(64)
@@ -121,6 +124,17 @@ def _header(source: Source, budget: Budget) -> Iterator[tuple[Pillow.Image, int]
                 _find_late_exif(picture, file)
             orientation = _orientation(picture)
         yield picture, orientation
+
+
+def _lock_of(picture: Pillow.Image) -> threading.RLock:
+    """One thread at a time: an open picture decodes itself and reads its Exif when first asked, in steps.
+
+    Pictures cannot be keys, so many share a lock, which costs a wait now and then.
+    """
+    return _OPEN_LOCKS[id(picture) // 64 % len(_OPEN_LOCKS)]
+
+
+_OPEN_LOCKS = [threading.RLock() for _ in range(64)]
 
 
 @contextmanager
