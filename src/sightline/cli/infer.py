@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sightline.cli.options import Adapter, Device, Dtype, MaxPixels, Model
+from sightline.cli.options import (
+    Adapter,
+    Device,
+    Dtype,
+    KvCacheMemory,
+    MaxBatchedTokens,
+    MaxModelLen,
+    MaxPixels,
+    Model,
+    PrefixCaching,
+    Quantization,
+    Speculation,
+)
 from sightline.errors import SightlineError, UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +52,10 @@ def command(
         Path | None,
         typer.Option("--output", "-o", help="Results as jsonl; an interrupted file is continued."),
     ] = None,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 8,
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option("--max-num-seqs", "--max-batch-size", min=1, help="Most answers computed together."),
+    ] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "--max-output-length", min=1, help="Longest answer.")
     ] = 128,
@@ -53,6 +68,12 @@ def command(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     max_pixels: MaxPixels = None,
+    max_model_len: MaxModelLen = None,
+    max_num_batched_tokens: MaxBatchedTokens = None,
+    kv_cache_memory: KvCacheMemory = None,
+    prefix_caching: PrefixCaching = True,
+    num_speculative_tokens: Speculation = 0,
+    quantization: Quantization = None,
     device: Device = None,
     dtype: Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
@@ -61,8 +82,8 @@ def command(
 
     Example:  sightline infer --model MODEL --image cat.jpg --prompt "What is this?"
     """
-    from sightline.engine.offline.infer import infer
     from sightline.engine.llm import LLM
+    from sightline.engine.offline.infer import infer
     from sightline.engine.sampling import SamplingParams
 
     questions = _questions(prompt, image or [], video or [], data, dataset_path, media_root, max_samples)
@@ -80,8 +101,14 @@ def command(
         adapter=adapter,
         device=device,
         dtype=dtype,
-        max_num_seqs=max_batch_size,
+        max_num_seqs=max_num_seqs,
         max_pixels=max_pixels,
+        max_model_len=max_model_len,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_memory_bytes=kv_cache_memory,
+        enable_prefix_caching=prefix_caching,
+        num_speculative_tokens=num_speculative_tokens,
+        quantization=quantization,
         seed=seed,
     )
     show = _print_row if len(questions) <= _SHOWN and not as_json else None

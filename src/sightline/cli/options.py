@@ -14,3 +14,31 @@ MaxPixels = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, npu, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")]
+
+# How an engine is built; the settings of the same names in sightline.engine.settings.
+KvCacheMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache-memory", help="Memory for keys and values, like 4GiB; without it, what is left over."
+    ),
+]
+MaxModelLen = Annotated[
+    int | None,
+    typer.Option(min=2, help="Most tokens of prompt and answer; without it, the checkpoint's."),
+]
+MaxBatchedTokens = Annotated[
+    int | None, typer.Option("--max-num-batched-tokens", min=1, help="Most tokens of one step.")
+]
+Quantization = Annotated[
+    str | None, typer.Option(help="int8 or int4: quantize the weights as they are loaded.")
+]
+PrefixCaching = Annotated[
+    bool,
+    typer.Option("--prefix-caching/--no-prefix-caching", help="Reuse what earlier prompts began with."),
+]
+Speculation = Annotated[
+    int,
+    typer.Option(
+        "--num-speculative-tokens", min=0, max=64, help="Tokens guessed ahead from the text itself."
+    ),
+]

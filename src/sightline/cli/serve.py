@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sightline.cli.options import Adapter, Device, Dtype, MaxPixels, Model
+from sightline.cli.options import (
+    Adapter,
+    Device,
+    Dtype,
+    KvCacheMemory,
+    MaxBatchedTokens,
+    MaxModelLen,
+    MaxPixels,
+    Model,
+    PrefixCaching,
+    Quantization,
+    Speculation,
+)
 
 if TYPE_CHECKING:
     from sightline.server.run import Address
@@ -20,10 +32,16 @@ def command(
     served_model_name: Annotated[
         str | None, typer.Option(help="What clients call the model; without it, its folder's name.")
     ] = None,
-    max_model_len: Annotated[
-        int | None, typer.Option(help="Most tokens of prompt and answer; without it, the checkpoint's.")
+    max_num_seqs: Annotated[
+        int | None, typer.Option(min=1, help="Most answers computed together; 8 on a CPU, else 64.")
     ] = None,
     max_pixels: MaxPixels = None,
+    max_model_len: MaxModelLen = None,
+    max_num_batched_tokens: MaxBatchedTokens = None,
+    kv_cache_memory: KvCacheMemory = None,
+    prefix_caching: PrefixCaching = True,
+    num_speculative_tokens: Speculation = 0,
+    quantization: Quantization = None,
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
@@ -40,8 +58,14 @@ def command(
         served_model_name=served_model_name,
         on_ready=_say_ready,
         adapter=adapter,
-        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
         max_pixels=max_pixels,
+        max_model_len=max_model_len,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_memory_bytes=kv_cache_memory,
+        enable_prefix_caching=prefix_caching,
+        num_speculative_tokens=num_speculative_tokens,
+        quantization=quantization,
         device=device,
         dtype=dtype,
     )
