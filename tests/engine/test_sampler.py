@@ -14,7 +14,8 @@ from tiny import make_tokenizer
 from sightline import SamplingParams
 from sightline.engine import draw
 from sightline.engine.answer import Answer
-from sightline.engine.sampler import Choice, Sampler, prompt_logprobs
+from sightline.engine.logprobs import prompt_logprobs
+from sightline.engine.sampler import Choice, Sampler
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
 
@@ -233,7 +234,7 @@ def test_a_device_takes_many_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     answers = [[answer_of(row, prompt=(1, 2), **kind) for row, kind in enumerate(kinds)] for _ in range(2)]
     expected = chosen(logits, answers[0])
     sampler = Sampler(3000, "cpu")
-    sampler._drawer._rows = 5
+    sampler._drawer._rows, sampler._drawer._wide = 5, torch.float32
     monkeypatch.setattr(draw, "_zero_behind", draw._zero_behind_together)
     assert [choice.token for choice in sampler.choose(logits, answers[1])] == expected
 

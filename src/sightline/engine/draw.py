@@ -2,8 +2,8 @@
 
 Drawing is the inverse of the cumulated probabilities: number 0.3 takes the token at which their sum passes 0.3. The
 tokens that may be drawn are those of temperature, then min_p, then top_k, then top_p; by definition the tokens are
-ordered from the most likely down, equal ones by id, and each setting keeps a beginning of that order. What is summed
-is summed in float64.
+ordered from the most likely down, equal ones by id, and each setting keeps a beginning of that order. Sums are
+float64, where the device has it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ _LEAST_TEMPERATURE = 0.01  # below, float32 logits overflow; vLLM clamps at the 
 _BLOCK = 1024  # a row's cumulated sum is searched in two steps: among blocks, then inside one
 _LOOKS = (128, 4096)  # most likely tokens that are looked at for top_p, before all are sorted
 _ROWS_ON_DEVICE = 256  # rows in float32 at a time
-_ALMOST_ONE = 1 - 2.0**-40  # so that a number never falls behind the last token by rounding
 
 Found = tuple[list[int], list[float]]
 """A token of each row, and the row's largest logit, which tells whether there could be one."""
@@ -62,6 +61,8 @@ class Drawer:
         self._device = device
         # On a CPU one row at a time: it stays in the core's cache, and its sums are the same in any batch.
         self._rows = 1 if device.type == "cpu" else _ROWS_ON_DEVICE
+        # An NPU has no float64 to speak of.
+        self._wide = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
         self._room = torch.zeros(0, 0, device=device)
 
     def most_likely(self, logits: torch.Tensor, changes: Changes) -> Found:
@@ -136,7 +137,7 @@ class Drawer:
     def _select(
         self, logits: torch.Tensor, changes: Changes, top_k: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each row's most likely tokens, the first `top_k` of which are right: float64 values and ids, [R, n]."""
+        """Each row's most likely tokens, the first `top_k` of which are right: values and ids, [R, n]."""
         # One more than asked for shows whether equal ones were left out.
         size = min(max(top_k) + 1, self._width)
         values, ids = [], []
@@ -145,7 +146,7 @@ class Drawer:
             found = part.topk(size, dim=-1)
             for row in self._undecided(found.values, top_k[rows]):
                 _take_first_of_equal(part[row], found.values[row], found.indices[row], top_k[rows][row])
-            values.append(found.values.double())
+            values.append(found.values.to(self._wide))
             ids.append(found.indices)
         return torch.cat(values), torch.cat(ids)
 
@@ -174,10 +175,10 @@ class Drawer:
         return weights
 
     def _keep_mass(self, weights: torch.Tensor, top_p: torch.Tensor) -> None:
-        """Set to 0 what is behind the smallest set that reaches `top_p`, float64 [R, 1], of each row's sum."""
+        """Set to 0 what is behind the smallest set that reaches `top_p`, [R, 1], of each row's sum."""
         mass = top_p * self._block_sums(weights)[1].sum(-1, keepdim=True)
         for size in (*_LOOKS, self._width):
-            top = _largest(weights, size).double()
+            top = _largest(weights, size).to(self._wide)
             sums = top.cumsum(-1)
             if size >= self._width or bool(((sums[:, -1:] >= mass) | (top_p >= 1)).all()):
                 break
@@ -195,17 +196,17 @@ class Drawer:
         # How far into the block the number points: its own sums have other roundings than those of the blocks.
         share = ((numbers * ends[:, -1:] - (ends.gather(1, block) - own)) / own).clamp(0, 1)
         rows = torch.arange(len(weights), device=self._device)
-        inner = blocks[rows, block[:, 0]].cumsum(-1, dtype=torch.float64)
+        inner = blocks[rows, block[:, 0]].cumsum(-1, dtype=self._wide)
         return (block * _BLOCK + _find(inner, share))[:, 0].tolist()
 
     def _block_sums(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows of `_parts` as [R, n, block], and their float64 sums [R, n]."""
+        """The rows of `_parts` as [R, n, block], and their sums [R, n]."""
         blocks = self._padded(len(weights)).unflatten(1, (-1, _BLOCK))
-        return blocks, blocks.sum(-1).double()
+        return blocks, blocks.sum(-1).to(self._wide)
 
     def _column(self, values: list[float] | list[int]) -> torch.Tensor:
-        """float64 [R, 1]"""
-        return torch.tensor(values, dtype=torch.float64, device=self._device)[:, None]
+        """[R, 1] in the width of sums."""
+        return torch.tensor(values, dtype=self._wide, device=self._device)[:, None]
 
 
 def _joined(found: list[Found]) -> Found:
@@ -217,7 +218,8 @@ def _find(sums: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 
     It is never a place that adds nothing. Where a row is nan, any place.
     """
-    target = numbers.clamp(max=_ALMOST_ONE) * sums[:, -1:]
+    # Below 1 by more than the product's rounding, so that the target lies before the end.
+    target = numbers.clamp(max=1 - 4 * torch.finfo(sums.dtype).eps) * sums[:, -1:]
     return torch.searchsorted(sums, target, right=True).clamp(max=sums.shape[1] - 1)
 
 

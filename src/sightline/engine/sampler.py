@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from sightline.engine import draw, penalties
-from sightline.engine.logprobs import describe, prompt_logprobs
+from sightline.engine.logprobs import describe
 from sightline.engine.outputs import Logprob
 
 if TYPE_CHECKING:
     from sightline.engine.answer import Answer
-
-__all__ = ["Choice", "Sampler", "prompt_logprobs"]
 
 
 @dataclass(slots=True)
@@ -32,7 +30,7 @@ class Choice:
     Attributes:
         token: its id; -1 where none can be chosen.
         logprob: of the token, where the answer asks for logprobs.
-        top: the same of the most likely ones beside it, by id.
+        top: by id, the token and then the most likely ones, as many as were asked for.
         fault: why there is no token: one sentence.
     """
 
