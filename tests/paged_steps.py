@@ -11,6 +11,7 @@ from sightline.hardware.operators.attention.paged import PagedAttention, Piece
 from sightline.hardware.operators.attention.reference import ReferenceAttention
 
 BLOCKS = 60
+CPU = torch.device("cpu")
 
 
 def random_steps(seed: int, block_size: int, *, steps: int = 5, longest: int = 60) -> list[list[Piece]]:
@@ -52,6 +53,7 @@ def assert_agrees(
     dtype: torch.dtype = torch.float32,
     tolerance: float = 2e-5,
     seed: int = 0,
+    device: torch.device = CPU,
 ) -> None:
     """Both write and attend in two layers, step after step, on the same fresh random inputs."""
     reference = ReferenceAttention(backend.block_size)
@@ -62,7 +64,7 @@ def assert_agrees(
             kv_heads=kv_heads,
             head_dim=head_dim,
             dtype=dtype,
-            device=torch.device("cpu"),
+            device=device,
         )
     generator = torch.Generator().manual_seed(seed)
     for pieces in steps:
@@ -71,7 +73,7 @@ def assert_agrees(
         for layer in (0, 1):
             query, key, value = (
                 # As a model hands them over: heads first in memory.
-                torch.randn(count, tokens, head_dim, generator=generator).to(dtype).transpose(0, 1)
+                torch.randn(count, tokens, head_dim, generator=generator).to(device, dtype).transpose(0, 1)
                 for count in (heads, kv_heads, kv_heads)
             )
             expected = reference.attend(layer, query, key, value, plans[0], 0.3)

@@ -104,7 +104,8 @@ def _processors(device: torch.device) -> int:
     return int(torch.get_device_module(device).get_device_properties(device).multi_processor_count)
 
 
-@triton.jit
+# Widths of tables and the places of views differ from step to step: a kernel compiled for each would stop the service.
+@triton.jit(do_not_specialize=["tables", "lengths", "table_row", "parts"])
 def _attend_part(  # type: ignore[no-untyped-def]
     query,
     keys,
@@ -177,7 +178,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
     tl.store(mixed_out + place[:, None] * SIZE + size[None, :], mixed, mask=of_query)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _join_parts(  # type: ignore[no-untyped-def]
     mixed,
     peaks,
