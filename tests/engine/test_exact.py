@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 from sightline.data.conversation import Conversation, Image, Message, Part, Text, Video
 from sightline.engine.llm import LLM
 from sightline.engine.sampling import SamplingParams
+from sightline.models.families import family_of
 
 TOKENS = 12
 
@@ -22,6 +23,12 @@ TOKENS = 12
 @lru_cache(maxsize=3)
 def load(folder: Path) -> LLM:
     return LLM(folder, dtype="fp32", device="cpu", max_num_seqs=4)
+
+
+@lru_cache(maxsize=3)
+def plain(folder: Path) -> Any:
+    """The same checkpoint as transformers runs it by itself."""
+    return family_of(folder).model_class().from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def picture(width: int, height: int, seed: int) -> Pillow.Image:
@@ -48,7 +55,7 @@ def alone(llm: LLM, conversation: Conversation, tokens: int = TOKENS, **options:
     ends = llm.end_tokens
     options = {"do_sample": False, "eos_token_id": sorted(ends), "pad_token_id": 0} | options
     with torch.inference_mode():
-        out = llm.model.module.generate(**inputs, max_new_tokens=tokens, **options)
+        out = plain(llm.model.folder).generate(**inputs, max_new_tokens=tokens, **options)
     return out[0, len(encoded.input_ids) :].tolist()
 
 

@@ -14,6 +14,9 @@ import torch
 
 from sightline.hardware.operators.attention import choose
 from sightline.hardware.operators.attention.paged import Piece
+from sightline.models.fast.linear import convert_linear, converted
+from sightline.models.fast.text import FastText, can_rewrite
+from sightline.models.fast.vision import rewrite_tower
 from sightline.models.text import Deepstack, Text, TransformersText
 
 if TYPE_CHECKING:
@@ -57,11 +60,18 @@ class Runner:
             kv_heads=self._config.num_key_value_heads,
             block_size=block_size,
         )
-        self._text: Text = TransformersText(self._inner.language_model, self._attention)
         self._embed = self._inner.language_model.embed_tokens
-        self._head = model.module.get_output_embeddings()
+        self._text, self._head = self._rewritten()
         #: Seconds that the last step spent in the vision tower.
         self.encode_seconds = 0.0
+
+    def _rewritten(self) -> tuple[Text, Any]:
+        """The language model and its head in their fastest form; a model spread over devices stays as it is."""
+        language_model, head = self._inner.language_model, self._model.module.get_output_embeddings()
+        if self._model.spread or not can_rewrite(language_model):
+            return TransformersText(language_model, self._attention), head
+        rewrite_tower(self._inner.visual, convert_linear)
+        return FastText(language_model, self._attention, convert_linear), converted(head, convert_linear)
 
     @staticmethod
     def bytes_per_feature_row(model: VisionLanguageModel) -> int:
@@ -96,7 +106,7 @@ class Runner:
             kv_heads=self._config.num_key_value_heads,
             head_dim=self._head_dim,
             dtype=self._model.dtype,
-            device=self._model.device,
+            device=self._model.layer_devices,
         )
 
     @torch.inference_mode()

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 _PROCESSOR = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 _COMPANIONS = companions.TOKENIZER + companions.TEMPLATE + companions.GENERATION + _PROCESSOR
-# Where the layers of each part stand in the module names of transformers and of vLLM.
-_TEXT, _VISION = r"re:.*layers[.]\d+[.].*", r"re:.*visual[.].*"
+# The linear layers of each part, by their module names in transformers and vLLM.
+_TEXT = r"re:.*layers[.]\d+[.](self_attn|mlp)[.]\w+_proj$"
+_VISION = r"re:.*visual[.](blocks|merger|deepstack_merger_list)[.].*(qkv|proj|fc[12]|mlp[.][02])$"
 
 
 @dataclass(frozen=True)
