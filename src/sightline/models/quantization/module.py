@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,13 +84,12 @@ def load_quantized(
         dtype: of everything that is not quantized.
         attention: an implementation that transformers knows.
 
-    The head is quantized as the language model is, from the 16 bit copy in the folder.
+    The head is quantized to 8 bit from the 16 bit copy in the folder.
 
     Raises:
         SightlineError: tensors are missing, left over or of another shape, or of a form that is not supported.
     """
-    kind = quantization_of(folder)
-    if kind is None:
+    if quantization_of(folder) is None:
         raise SightlineError(f"{folder} is not a quantized model: its config.json has no quantization_config")
     module = _empty(module_class, config, dtype, attention)
     store = Store(folder)
@@ -121,7 +119,7 @@ def load_quantized(
     if tied:
         module.lm_head.weight = module.get_input_embeddings().weight
     if isinstance(module.lm_head, nn.Linear):
-        _quantize_head(module, store, kind)
+        module.lm_head = Int8Linear.from_linear(module.lm_head.weight, module.lm_head.bias)
     return module.eval()
 
 
@@ -191,16 +189,8 @@ def _fill(module: Any, tensors: dict[str, torch.Tensor], folder: str | Path) -> 
     module.load_state_dict(tensors, strict=False, assign=True)
 
 
-def _quantize_head(module: Any, store: Store, kind: str) -> None:
-    group = next((layer.group for layer in module.modules() if isinstance(layer, Int4Linear)), None)
-    scheme = Scheme(kind) if group is None else Scheme(kind, group)
-    chosen = scheme.of(HEAD, tuple(module.lm_head.weight.shape))
-    if chosen is not None:
-        module.lm_head = _from_float(chosen, module.lm_head.weight, module.lm_head.bias, scheme.group)
-
-
 def _is_tied(module: Any) -> bool:
-    settings: Iterator[Any] = (module.config, module.config.get_text_config())  # type: ignore[assignment]
+    settings = (module.config, module.config.get_text_config())
     return any(getattr(each, "tie_word_embeddings", False) for each in settings)
 
 

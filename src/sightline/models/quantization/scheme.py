@@ -22,8 +22,9 @@ class Scheme:
     """What becomes of each linear layer.
 
     Attributes:
-        kind: "int8": every linear layer in 8 bit. "int4": the language model's in 4 bit; the vision tower's in
-            8 bit, since it works on thousands of patches at once, where 4 bit would gain nothing.
+        kind: "int8": every linear layer in 8 bit. "int4": the language model's layers in 4 bit; in 8 bit the
+            vision tower, which works on thousands of patches at once, where 4 bit would gain nothing, and the
+            head, which 4 bit harm most and hardly speed up.
         group: inputs that share a scale in 4 bit.
         skip: shell patterns of layer names that keep their dtype, as `*.down_proj` or `visual.*`.
 
@@ -46,7 +47,7 @@ class Scheme:
         name = canonical(layer + ".")[:-1]
         if self.skips(layer):
             return None
-        if self.kind == "int8" or name.startswith("visual."):
+        if self.kind == "int8" or name == HEAD or name.startswith("visual."):
             return "int8"
         return "int4" if shape[1] % self.group == 0 else None
 
