@@ -34,7 +34,7 @@ def allocated(blocks: int = 8) -> NpuAttention:
     return backend
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 def test_agrees_with_the_reference(torch_npu: TorchNpu, seed: int, heads: int, kv_heads: int) -> None:
     steps = random_steps(seed, 128, longest=300)

@@ -19,6 +19,7 @@ from sightline.hardware.operators.attention.paged import (
     Plan,
     cumulative,
     device_of_each,
+    first_blocks,
     packed_slots,
     used_blocks,
 )
@@ -204,8 +205,8 @@ def row_arrays(pieces: Sequence[Piece], block_size: int) -> dict[str, np.ndarray
     row = 0
     for piece, count in zip(pieces, counts, strict=True):
         end = row + piece.length
-        tables[row:end, :count] = piece.table[:count]
-        lengths[row:end] = np.arange(piece.context + 1, piece.end + 1)
+        tables[row:end, :count] = first_blocks(piece, count)
+        lengths[row:end] = range(piece.context + 1, piece.end + 1)
         row = end
     return {"tables": tables, "lengths": lengths}
 
