@@ -108,9 +108,9 @@ def _decode(
 ) -> None:
     """One token. query and output [heads, head_dim]; heads that share keys are rows of one product."""
     shared = query.view(keys.shape[0], -1, query.shape[-1])
-    if len(parts) == 1 and parts[0][1] < _FUSED_BELOW:
-        first, count = parts[0]
-        seen = (keys[None, :, first : first + count], values[None, :, first : first + count])
+    if sum(count for _, count in parts) < _FUSED_BELOW:
+        # So little is sooner copied than read run by run.
+        seen = (_joined(keys, parts)[None], _joined(values, parts)[None])
         output.copy_(_flash(shared[None], *seen, scale=scale)[0].view_as(output))
         return
     columns = (shared * scale).transpose(1, 2)
@@ -126,6 +126,12 @@ def _decode(
         start += count
     assert mixed is not None
     output.copy_(mixed.view_as(output))
+
+
+def _joined(cache: torch.Tensor, parts: list[Run]) -> torch.Tensor:
+    """[kv_heads, tokens, head_dim]; a single run as it lies."""
+    seen = [cache[:, first : first + count] for first, count in parts]
+    return seen[0] if len(seen) == 1 else torch.cat(seen, dim=1)
 
 
 def _chunk(
