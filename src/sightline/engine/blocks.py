@@ -15,10 +15,8 @@ from collections.abc import Hashable, Iterable
 from sightline.engine.free_runs import FreeRuns
 from sightline.engine.sequence import Sequence
 
-# Blocks evicted beyond what is wanted now, so that a growing sequence finds neighbours: at most so many, and at
-# most this share of all.
-_AHEAD = 16
-_AHEAD_SHARE = 64
+# The neighbours that are kept free for a sequence to grow into: at most this share of all blocks.
+_HOPE = 1 / 32
 
 
 class BlockPool:
@@ -103,18 +101,19 @@ class BlockPool:
         if missing > self.free_blocks:
             raise ValueError(f"{missing} blocks are wanted but only {self.free_blocks} are free")
         table = sequence.blocks
-        hope = max(0, self.missing(sequence, sequence.most_computed) - missing)
-        if missing > self._free.count:
-            ahead = min(hope, _AHEAD, self.blocks // _AHEAD_SHARE)
-            self._evict(missing - self._free.count + ahead)
+        further = max(0, self.missing(sequence, sequence.most_computed) - missing)
+        hope = min(further, int(self.blocks * _HOPE))
+        taken: list[int] = []
         if table:
+            taken = self._free.behind(table[-1], missing)
             self._free.give_up(table[-1])
-        while missing:
-            taken = (self._free.behind(table[-1], missing) if table else []) or self._free.anywhere(missing)
-            for block in taken:
-                self._references[block] = 1
-            table += taken
-            missing -= len(taken)
+        if len(taken) < missing:
+            self._clear(missing - len(taken), hope)
+        while len(taken) < missing:
+            taken += self._free.anywhere(missing - len(taken))
+        for block in taken:
+            self._references[block] = 1
+        table += taken
         self._free.hope(table[-1], hope)
 
     def publish(self, sequence: Sequence) -> None:
@@ -160,8 +159,12 @@ class BlockPool:
             del self._idle[block]
         self._references[block] += 1
 
-    def _evict(self, count: int) -> None:
-        for _ in range(min(count, len(self._idle))):
+    def _clear(self, missing: int, hope: int) -> None:
+        """Evict until `missing` blocks are free and, if that takes no more than their number, side by side."""
+        most = max(missing - self._free.count, min(missing + hope, len(self._idle)))
+        for _ in range(most):
+            if self._free.count >= missing and self._free.widest >= missing + hope:
+                return
             block, _ = self._idle.popitem(last=False)
             self._forget(block)
             self._free.add(block)

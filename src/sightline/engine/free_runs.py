@@ -1,9 +1,9 @@
 """Which blocks are free, as runs of neighbours.
 
 Attention on a CPU reads a run of neighbouring blocks in place and must copy what is scattered, so a sequence is
-given the block right behind its last one while that is free, and a new one begins in the longest free run,
-leaving its neighbour on the left room to grow. Every call takes time by the number of runs touched, never by
-the number of blocks.
+given the block right behind its last one while that is free, and a new one begins where most neighbours are free
+that no growing sequence hopes for. Every call takes time by the number of runs touched, never by the number of
+blocks.
 """
 
 from __future__ import annotations
@@ -15,13 +15,21 @@ class FreeRuns:
     """The free ones of `blocks` blocks. `count` is how many there are."""
 
     def __init__(self, blocks: int) -> None:
-        self.count = blocks
-        self._end = {0: blocks}
-        self._start = {blocks: 0}
-        # (-length, start) of every run, and of runs that are no more.
-        self._longest = [(-blocks, 0)]
-        # Where a run begins behind a sequence that still grows: the block up to which that one hopes to get.
+        self.count = 0
+        self._end: dict[int, int] = {}
+        self._start: dict[int, int] = {}
+        # Where a run begins behind a sequence that still grows: the end of the blocks that it hopes to get.
         self._hopes: dict[int, int] = {}
+        # (-blocks nobody hopes for, start) of every run, and of runs that are no more.
+        self._widest: list[tuple[int, int]] = []
+        if blocks:
+            self.count = blocks
+            self._put(0, blocks)
+
+    @property
+    def widest(self) -> int:
+        """The most neighbours that nobody hopes for."""
+        return self._unhoped(self._widest_run()) if self.count else 0
 
     def behind(self, block: int, most: int) -> list[int]:
         """Take up to `most` free blocks right behind `block`."""
@@ -31,12 +39,15 @@ class FreeRuns:
         return self._take(start, start, min(most, self._end[start] - start))
 
     def anywhere(self, most: int) -> list[int]:
-        """Take up to `most` neighbours from the longest run; none where nothing is free."""
+        """Take up to `most` neighbours where most are free; none where no block is."""
         if not self.count:
             return []
-        start, end = self._longest_run()
-        hoped = self._hopes.get(start, start) - start
-        first = start + min(hoped, max(0, end - start - most) // 2)
+        start = self._widest_run()
+        end = self._end[start]
+        # Behind what is hoped for; where that is all, the neighbour keeps half of what would be left over.
+        first = end - self._unhoped(start)
+        if end - first < most:
+            first = start + max(0, end - start - most) // 2
         return self._take(start, first, min(most, end - first))
 
     def add(self, block: int) -> None:
@@ -53,11 +64,16 @@ class FreeRuns:
 
     def hope(self, block: int, more: int) -> None:
         """The sequence that ends with `block` may grow by `more` blocks."""
-        self._hopes[block + 1] = block + 1 + more
+        start = block + 1
+        self._hopes[start] = start + more
+        if start in self._end:
+            self._push(start)
 
     def give_up(self, block: int) -> None:
         """The sequence that ended with `block` no longer grows behind it."""
-        self._hopes.pop(block + 1, None)
+        start = block + 1
+        if self._hopes.pop(start, None) is not None and start in self._end:
+            self._push(start)
 
     def runs(self) -> dict[int, int]:
         """Start and end of every run."""
@@ -77,15 +93,21 @@ class FreeRuns:
     def _put(self, start: int, end: int) -> None:
         self._end[start] = end
         self._start[end] = start
-        heappush(self._longest, (start - end, start))
-        if len(self._longest) > 2 * len(self._end) + 1000:
-            self._longest = [(start - end, start) for start, end in self._end.items()]
-            heapify(self._longest)
+        self._push(start)
 
-    def _longest_run(self) -> tuple[int, int]:
+    def _push(self, start: int) -> None:
+        heappush(self._widest, (-self._unhoped(start), start))
+        if len(self._widest) > 2 * len(self._end) + 1000:
+            self._widest = [(-self._unhoped(start), start) for start in self._end]
+            heapify(self._widest)
+
+    def _unhoped(self, start: int) -> int:
+        end = self._end[start]
+        return end - min(end, self._hopes.get(start, start))
+
+    def _widest_run(self) -> int:
         while True:
-            length, start = self._longest[0]
-            end = self._end.get(start)
-            if end is not None and start - end == length:
-                return start, end
-            heappop(self._longest)
+            width, start = self._widest[0]
+            if start in self._end and self._unhoped(start) == -width:
+                return start
+            heappop(self._widest)
