@@ -202,7 +202,8 @@ class EngineCore:
         start = 0
         for chunk in step.chunks:
             end = start + len(chunk.tokens)
-            self._score_prompt(chunk, hidden[start:end])
+            if chunk.sequence.request.logs_prompt and chunk.sequence.index == 0:
+                self._score_prompt(chunk, hidden[start:end])
             if chunk.samples:
                 sampling.append(chunk)
                 rows += range(end - chunk.drafts - 1, end)
@@ -210,7 +211,7 @@ class EngineCore:
         if not sampling:
             return {}
         # A step of decodes needs all of its rows, which then need not be copied.
-        logits = self._runner.logits(hidden if len(rows) == len(hidden) else hidden[rows])
+        logits = self._runner.logits(hidden if len(rows) == hidden.shape[0] else hidden[rows])
         runs = [
             (chunk.sequence.answer, chunk.tokens[len(chunk.tokens) - chunk.drafts :]) for chunk in sampling
         ]
@@ -237,8 +238,6 @@ class EngineCore:
     def _score_prompt(self, chunk: Chunk, hidden: torch.Tensor) -> None:
         """Log probabilities of the prompt's tokens that the rows of a chunk foretell."""
         sequence = chunk.sequence
-        if not sequence.request.logs_prompt or sequence.index:
-            return
         entry = self._entries[sequence.request.id]
         if entry.prompt_logprobs is None:
             entry.prompt_logprobs = [None] * sequence.prompt_length
