@@ -109,6 +109,8 @@ def load_quantized(
         source = stored.pop(canonical(name), None)
         if source is None:
             raise SightlineError(f"the weights in {folder} lack {name}; the checkpoint is incomplete")
+        if not store.dtype(source).startswith(("F", "BF")):
+            raise SightlineError(f"{source} in {folder} holds integers, but the folder lacks their scale")
         tensors[name] = store.get(source).to(dtype)
     if stored:
         first = next(iter(stored.values()))
