@@ -73,10 +73,10 @@ def paged_attention(
     Returns:
         ([1, T, heads, D], None)
     """
-    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     layer: Any = module.layer_idx
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return paged.attention.attend(layer, *rows, paged.plan, scale)[None], None
+    return paged.attention.attend(layer, queries, keys, values, paged.plan, scale)[None], None
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from sightline.errors import SightlineError, first_line
+from sightline.errors import SightlineError, UsageError, first_line
 from sightline.files import read_object
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
 from sightline.models.attention import batch_segments
 from sightline.models.processor import Processor, load_processor
+from sightline.models.quantization.module import load_quantized, quantization_of, quantize_module
 from sightline.models.rewrites import apply_rewrites
 from sightline.models.spread import Placement, plan, spread
 from sightline.progress import note
@@ -69,6 +70,7 @@ def load_model(
     device_map: str | Mapping[str, Any] | None = None,
     max_memory: Mapping[Any, Any] | None = None,
     offload_folder: str | Path | None = None,
+    quantization: str | None = None,
 ) -> VisionLanguageModel:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint in evaluation mode.
 
@@ -82,6 +84,8 @@ def load_model(
             dict says for names of modules which device they go to. The weights pass through host memory.
         max_memory: for "auto", what each may take: {0: "20GiB", 1: "20GiB", "cpu": "64GiB"}. What fits none of
             them stays on disk, in `offload_folder`.
+        quantization: "int8" or "int4" computes in fewer bits than the checkpoint holds. A checkpoint of
+            `sightline quantize` is loaded as it is.
 
     Raises:
         SightlineError: see the checks below; each names the file or the setting to change.
@@ -92,11 +96,16 @@ def load_model(
     accelerator = find(device)
     torch_dtype = dtype_from_name(dtype, accelerator) if isinstance(dtype, str) else dtype
     check_weights(folder)
-    module = _load_module(folder, processor, torch_dtype, attention)
+    stored = quantization_of(folder)
+    _check_quantization(folder, stored, quantization, adapter)
+    load = _load_module if stored is None else _load_quantized
+    module = load(folder, processor, torch_dtype, attention)
     apply_rewrites(module)
     batch_segments(module.model.visual)
     if adapter is not None:
         module = _with_adapter(module, Path(adapter))
+    elif quantization is not None and stored is None:
+        _report_kept(quantize_module(module, quantization).kept)
     module.eval()
     placement = None
     if device_map is not None:
@@ -155,6 +164,33 @@ def _load_module(folder: Path, processor: Processor, dtype: torch.dtype, attenti
     if mismatched:
         raise SightlineError(f"{mismatched[0]} in {folder} does not have the shape that config.json says")
     return module
+
+
+def _load_quantized(folder: Path, processor: Processor, dtype: torch.dtype, attention: str) -> Any:
+    model_class = processor.family.model_class()
+    config = model_class.config_class.from_pretrained(str(folder))
+    return load_quantized(model_class, config, folder, dtype=dtype, attention=attention)
+
+
+def _check_quantization(
+    folder: Path, stored: str | None, wanted: str | None, adapter: str | Path | None
+) -> None:
+    if wanted not in (None, "int8", "int4"):
+        raise UsageError(f"quantization is {wanted!r}; known are int8 and int4")
+    if stored is not None and wanted not in (None, stored):
+        raise UsageError(
+            f"{folder} is a checkpoint in {stored}; it cannot be loaded with quantization {wanted}"
+        )
+    if adapter is not None and (stored or wanted):
+        raise UsageError(
+            f"an adapter cannot be put on weights in {stored or wanted}; merge it first with sightline merge, "
+            "then quantize what that gives"
+        )
+
+
+def _report_kept(kept: list[str]) -> None:
+    if kept:
+        note(f"{len(kept)} linear layers keep their dtype, first {kept[0]}: their shape suits no kernel")
 
 
 def check_weights(folder: Path) -> None:

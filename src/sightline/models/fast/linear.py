@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sightline.models.quantization.module import LAYERS
+
 Convert = Callable[[nn.Linear], nn.Module]
 
 # oneDNN orders a weight for about so many rows of input; the order it picks serves single rows as well.
@@ -61,8 +63,9 @@ def join(linears: Sequence[nn.Module]) -> nn.Module:
     kind: Any = type(linears[0])
     if any(type(linear) is not kind for linear in linears):
         return Joined(linears)
-    if hasattr(kind, "stacked"):  # of a quantized checkpoint
-        return kind.stacked(list(linears))
+    if kind in LAYERS:
+        stacked: nn.Module = kind.stacked(list(linears))
+        return stacked
     if kind is not nn.Linear:
         return Joined(linears)
     plain: Any = linears
@@ -80,5 +83,7 @@ def join(linears: Sequence[nn.Module]) -> nn.Module:
 
 
 def converted(linear: nn.Module, convert: Convert) -> nn.Module:
-    """`convert` on a plain linear map; anything else (an adapter, a quantized map) stays what it is."""
+    """`convert` on a plain linear map; a quantized one laid out for its device; anything else as it is."""
+    if isinstance(linear, LAYERS):
+        return linear.prepare()
     return convert(linear) if type(linear) is nn.Linear else linear

@@ -97,8 +97,7 @@ def rewrite_tower(visual: Any, convert: Convert) -> None:
         block.mlp = _perceptron(block.mlp, convert)
     for module in visual.modules():
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, convert(child))
+            setattr(module, name, converted(child, convert))
 
 
 def _perceptron(mlp: Any, convert: Convert) -> nn.Module:
