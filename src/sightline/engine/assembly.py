@@ -72,6 +72,7 @@ def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None)
         reserved=features.capacity if largest else 0,
     )
     runner.allocate(size.blocks)
+    runner.capture(max_num_seqs=settings.max_num_seqs or 1, max_model_len=size.max_model_len)
     settings = replace(settings, max_model_len=size.max_model_len, block_size=runner.block_size)
     core = _core(settings, model, runner, features, size.blocks)
     media = MediaPreparer(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sightline.hardware.graphs import DecodeGraphs, can_capture
 from sightline.hardware.operators.attention import choose
-from sightline.hardware.operators.attention.paged import Piece
+from sightline.hardware.operators.attention.paged import Piece, Plan
 from sightline.models.fast.linear import convert_linear, converted
 from sightline.models.fast.text import FastText, can_rewrite
 from sightline.models.fast.vision import rewrite_tower
@@ -62,6 +63,7 @@ class Runner:
         )
         self._embed = self._inner.language_model.embed_tokens
         self._text, self._head = self._rewritten()
+        self._graphs: DecodeGraphs | None = None
         #: Seconds that the last step spent in the vision tower.
         self.encode_seconds = 0.0
 
@@ -109,6 +111,18 @@ class Runner:
             device=self._model.layer_devices,
         )
 
+    def capture(self, *, max_num_seqs: int, max_model_len: int) -> None:
+        """Capture decode steps as graphs where the device can; the cache must stay as it is from now on."""
+        if self._eager or not can_capture(self._attention):
+            return
+        self._graphs = DecodeGraphs(
+            self._single_tokens,
+            self._attention,
+            max_num_seqs=max_num_seqs,
+            max_blocks=-(-max_model_len // self.block_size),
+        )
+        self._graphs.capture()
+
     @torch.inference_mode()
     def run(self, step: Step) -> torch.Tensor:
         """Compute a step.
@@ -117,11 +131,17 @@ class Runner:
             [tokens of the step, H], hidden states after the final norm, chunk after chunk.
         """
         self._encode(step)
-        embeds = self._embed(self._on_device([token for chunk in step.chunks for token in chunk.tokens]))
-        positions = torch.cat([_positions(chunk) for chunk in step.chunks], dim=1).to(self._model.device)
-        deepstack = self._place_features(step, embeds)
         pieces = [Piece(len(chunk.tokens), chunk.start, chunk.sequence.blocks) for chunk in step.chunks]
+        ids = self._on_device([token for chunk in step.chunks for token in chunk.tokens])
+        positions = torch.cat([_positions(chunk) for chunk in step.chunks], dim=1).to(self._model.device)
+        if self._graphs is not None and all(_decodes(chunk) for chunk in step.chunks):
+            return self._graphs.run(ids, positions, pieces)
+        embeds = self._embed(ids)
+        deepstack = self._place_features(step, embeds)
         return self._text(embeds, positions, self._attention.plan(pieces), deepstack)
+
+    def _single_tokens(self, ids: torch.Tensor, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
+        return self._text(self._embed(ids), positions, plan)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -210,6 +230,11 @@ def _positions(chunk: Chunk) -> torch.Tensor:
         return prompt
     answer = torch.arange(first, end).add_(encoded.rope_delta).expand(3, -1)
     return torch.cat([prompt, answer], dim=1) if prompt.shape[1] else answer
+
+
+def _decodes(chunk: Chunk) -> bool:
+    """Whether the chunk is one token of an answer."""
+    return len(chunk.tokens) == 1 and chunk.start >= chunk.sequence.prompt_length
 
 
 def _groups(encode: list[tuple[Request, int]]) -> Iterator[list[tuple[Request, int]]]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sightline.hardware.operators.attention.paged import PagedAttention, Plan
+from sightline.hardware.operators.attention.varlen import varlen
 
 NAME = "sightline"
 # transformers hands the ends of segments only to names that hold "flash"; others get one call for each segment.
@@ -143,6 +144,12 @@ def segment_attention(
     Returns:
         ([1, T, heads, D], None)
     """
+    if not torch.is_grad_enabled():
+        queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        fused = varlen(queries, keys, values, cu_seq_lens_q, scale)
+        if fused is not None:
+            return fused[None], None
     ends = cu_seq_lens_q.tolist()
     starts: dict[int, list[int]] = {}
     for start, end in itertools.pairwise(ends):
