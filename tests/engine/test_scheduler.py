@@ -174,7 +174,8 @@ def test_any_schedule_gives_what_each_request_gets_alone(
             sequence.drafts = _drafts(sequence, answers[int(sequence.request.id)], wrong, chance)
         step = scheduler.schedule()
         scheduler.check_integrity()
-        assert step.tokens <= scheduler.max_num_batched_tokens
+        assert step.tokens <= seqs + tokens
+        assert len(scheduler.running) <= seqs
         if chance.random() < chaos:
             # Between schedule and commit.
             chance.choice(requests).abort()
@@ -377,7 +378,7 @@ def test_the_least_important_is_preempted_for_one_that_waits() -> None:
 
 
 def test_a_sequence_is_preempted_in_the_middle_of_its_prompt() -> None:
-    scheduler, model = _engine(blocks=10, block_size=2, max_num_seqs=2, max_num_batched_tokens=4)
+    scheduler, model = _engine(blocks=10, block_size=2, max_num_seqs=3, max_num_batched_tokens=4)
     old = make_request("old", [0] * 2, limit=18)
     scheduler.add(old)
     run_step(scheduler, model)
@@ -387,7 +388,6 @@ def test_a_sequence_is_preempted_in_the_middle_of_its_prompt() -> None:
     assert 0 < new.sequences[0].computed < 12
     urgent = make_request("urgent", [2] * 6, limit=9, priority=-1)
     scheduler.add(urgent)
-    scheduler.max_num_seqs = 3
     run_all(scheduler, model)
     assert new.sequences[0].preemptions > 0
     assert [_answers(one) for one in (old, new, urgent)] == [_expected(one) for one in (old, new, urgent)]
