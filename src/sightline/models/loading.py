@@ -13,6 +13,7 @@ import torch
 from sightline.errors import SightlineError, UsageError, first_line
 from sightline.files import read_object
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
+from sightline.hardware.host_memory import keep_freed_memory
 from sightline.models.attention import batch_segments
 from sightline.models.processor import Processor, load_processor
 from sightline.models.quantization.module import load_quantized, quantization_of, quantize_module
@@ -95,6 +96,8 @@ def load_model(
         processor = _load_processor(folder, adapter, max_pixels, min_pixels)
     accelerator = find(device)
     torch_dtype = dtype_from_name(dtype, accelerator) if isinstance(dtype, str) else dtype
+    if accelerator.kind == "cpu":
+        keep_freed_memory()
     check_weights(folder)
     stored = quantization_of(folder)
     _check_quantization(folder, stored, quantization, adapter)
