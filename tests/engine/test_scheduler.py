@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -391,6 +392,60 @@ def test_a_sequence_is_preempted_in_the_middle_of_its_prompt() -> None:
     run_all(scheduler, model)
     assert new.sequences[0].preemptions > 0
     assert [_answers(one) for one in (old, new, urgent)] == [_expected(one) for one in (old, new, urgent)]
+
+
+def test_a_prompt_takes_blocks_from_a_less_important_answer() -> None:
+    scheduler, model = _engine(blocks=8, block_size=2, max_num_seqs=2, max_num_batched_tokens=3)
+    low = make_request("low", [0] * 3, limit=13, priority=1)
+    scheduler.add(low)
+    run_step(scheduler, model)
+    high = make_request("high", [1] * 10, limit=2)
+    scheduler.add(high)
+    starts, preempted = [], []
+    while not high.finished:
+        step = run_step(scheduler, model)
+        starts += [start for id, start, _ in _chunks(step) if id == "high"]
+        preempted += step.preempted
+    # Not a step without a chunk of it, though the other took the last block first.
+    assert starts == [0, 2, 4, 6, 8, 10]
+    assert preempted == low.sequences
+    run_all(scheduler, model)
+    assert [_answers(low), _answers(high)] == [_expected(low), _expected(high)]
+
+
+def test_the_cost_of_a_step_grows_with_what_runs_alone() -> None:
+    calls = []
+    for blocks, waiting in ((200, 0), (100_000, 0), (100_000, 500)):
+        scheduler, model = _engine(blocks=blocks, block_size=16, max_num_seqs=32, max_num_batched_tokens=400)
+        for number in range(32 + waiting):
+            scheduler.add(make_request(f"{number}", [number] * 10, limit=64))
+        for _ in range(3):
+            step = scheduler.schedule()
+            scheduler.commit(step, model.run(step))
+        assert step.tokens == 32
+        calls.append(
+            _calls(lambda scheduler=scheduler, step=step: scheduler.commit(scheduler.schedule(), {}))
+        )
+    assert calls[0] == calls[1]
+    # The wish to look at the first that waits.
+    assert calls[2] <= calls[1] + 10
+    assert calls[0] < 32 * 40
+
+
+def _calls(act) -> int:
+    """How many functions, Python's own included, are called."""
+    count = 0
+
+    def see(frame, event: str, argument) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(see)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return count
 
 
 def test_a_prompt_that_is_wholly_cached_computes_its_last_block() -> None:
