@@ -97,7 +97,7 @@ def test_layers_take_any_leading_shape_and_strides() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("group", int4.GROUPS)
 @pytest.mark.parametrize("outer", [16, 21, 176])
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [1, 3])
 def test_int4_of_a_few_rows_equals_its_definition(
     rows: int, outer: int, group: int, dtype: torch.dtype
 ) -> None:
