@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sightline"
-FILES = sorted(path for path in SOURCE.rglob("*.py") if path.parent.name != "hardware")
+FILES = sorted(path for path in SOURCE.rglob("*.py") if "hardware" not in path.relative_to(SOURCE).parts)
 
 
 def dotted(node: ast.AST) -> str:
