@@ -302,6 +302,8 @@ class AsyncEngine:
         """An aborted request of which nothing is known but that it was aborted."""
         answers = [CompletionOutput(index, finish_reason="abort") for index in range(job.params.n)]
         ids = list(job.prompt.ids or ())
+        for _ in answers:
+            self._core.totals.add_answer("abort", 0)
         if job.stream.wants_deltas:
             for answer in answers:
                 job.stream.push(Delta(answer.index, finish_reason="abort"), self._wakeups)
