@@ -5,6 +5,7 @@ Every row of the input has a scale of its own, so a token's result does not depe
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -16,8 +17,12 @@ from sightline.models.quantization.weights import dequantize, quantize_int8
 _SLICE_BYTES = 20_000_000
 _SLICE_ROWS = 512
 
-_HALF = torch.tensor([128.5])  # the zero point, and a half so that cutting off rounds
-_TINY = torch.tensor([1e-30])  # a row of zeros has this largest magnitude, not 0
+
+@functools.lru_cache
+def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The zero point with a half, so that cutting off rounds; and what a row of zeros has for its largest, not 0."""
+    with torch.inference_mode(False):  # such tensors may be used anywhere
+        return torch.tensor([128.5], device=device), torch.tensor([1e-30], device=device)
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,7 +31,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         (q uint8 [rows, K] in 1..255, largest float32 [rows, 1]), with x about (q - 128) * largest / 127
     """
-    half, tiny = (_HALF, _TINY) if x.device.type == "cpu" else (_HALF.to(x.device), _TINY.to(x.device))
+    half, tiny = _constants(x.device)
     largest = torch.maximum(x.abs().amax(-1, keepdim=True), tiny)
     return torch.addcdiv(half, x, largest, value=127.0).to(torch.uint8), largest
 

@@ -25,8 +25,8 @@ def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (int8 [N, K] in -127..127, scale [N, 1]: bfloat16 for a bfloat16 weight, else float32)
     """
     kind = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
-    integers = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(len(weight), 1, dtype=kind)
+    integers = torch.empty_like(weight, dtype=torch.int8)
+    scales = weight.new_empty(len(weight), 1, dtype=kind)
     for rows in _pieces(weight):
         part = weight[rows].float()
         scale = _never_zero(part.abs().amax(1, keepdim=True) / 127).to(kind)
@@ -44,8 +44,8 @@ def quantize_int4(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch
     Returns:
         (int8 [N, K] in -8..7, bfloat16 scale [N, K / group])
     """
-    integers = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(len(weight), weight.shape[1] // group, dtype=torch.bfloat16)
+    integers = torch.empty_like(weight, dtype=torch.int8)
+    scales = weight.new_empty(len(weight), weight.shape[1] // group, dtype=torch.bfloat16)
     for rows in _pieces(weight):
         part = weight[rows].float().unflatten(1, (-1, group))
         largest = part.abs().amax(2, keepdim=True)
@@ -73,7 +73,7 @@ def widen(integers: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, to
     The second rounding moves a weight by at most 1/254 of its channel's largest.
     """
     wide = torch.empty_like(integers)
-    scales = torch.empty(len(integers), 1, dtype=torch.float32)
+    scales = scale.new_empty(len(integers), 1, dtype=torch.float32)
     for rows in _pieces(integers):
         wide[rows], scales[rows] = quantize_int8(dequantize(integers[rows], scale[rows], torch.float32))
     return wide, scales
@@ -81,7 +81,7 @@ def widen(integers: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, to
 
 def pack_int4(integers: torch.Tensor) -> torch.Tensor:
     """int8 [N, K] in -8..7 -> int32 [N, K / 8] as compressed-tensors has it: plus 8, the first in the lowest bits."""
-    packed = torch.empty(len(integers), integers.shape[1] // 8, dtype=torch.int32)
+    packed = integers.new_empty(len(integers), integers.shape[1] // 8, dtype=torch.int32)
     for rows in _pieces(integers):
         levels = (integers[rows].to(torch.int32) + 8).unflatten(1, (-1, 8))
         value = levels[..., 0].clone()
