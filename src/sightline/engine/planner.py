@@ -57,9 +57,14 @@ class Planner:
         self._claims.begin()
         self._decode()
         self._prefill()
-        self._step.chunks = list(self._chunks.values())
-        self._step.encode = self._claims.encode(self._step.chunks)
-        return self._step
+        step = self._step
+        step.chunks = list(self._chunks.values())
+        step.encode = self._claims.encode(step.chunks)
+        # Kept here, the last step's requests would keep their pixels until another step comes.
+        self._step, self._chunks = Step(), {}
+        if not self._queues.waiting:
+            self._shortage = (None, 0)
+        return step
 
     # One token, and drafts, of each running answer.
 
