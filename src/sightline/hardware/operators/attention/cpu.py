@@ -2,7 +2,8 @@
 
 A head's keys and values lie one after the other, so neighbouring blocks of a sequence are one matrix. The block pool
 hands out neighbours where it can; a sequence then is one run, and a few runs where blocks are shared or memory is
-short. Each run is read in place.
+short. Each run is read in place. Decoding sequences of one length that lie at equal distances, as the block pool puts
+sequences that came together, are one product: an operator's fixed cost is then paid once.
 """
 
 from __future__ import annotations
@@ -31,10 +32,25 @@ Run = tuple[int, int]  # first slot and number of tokens
 
 
 @dataclass
-class CpuPlan(Plan):
-    """Adds the runs of each piece: of all that a decoding token sees, and of a chunk's context."""
+class Batch:
+    """Decoding sequences that are attended to together.
 
-    runs: list[list[Run]] = field(default_factory=list)
+    Attributes:
+        rows: their places in the packed step, neighbours.
+        runs: of the first of them; those of the next lie `distances` slots further on.
+    """
+
+    rows: slice
+    runs: list[Run]
+    distances: list[int]
+
+
+@dataclass
+class CpuPlan(Plan):
+    """Adds what decodes, in batches, and each chunk of a prompt with the runs of its context."""
+
+    batches: list[Batch] = field(default_factory=list)
+    chunks: list[tuple[slice, list[Run]]] = field(default_factory=list)
 
 
 class CpuAttention(PagedAttention):
@@ -61,15 +77,20 @@ class CpuAttention(PagedAttention):
 
     def plan(self, pieces: list[Piece]) -> CpuPlan:
         self.check(pieces)
-        return CpuPlan(
+        plan = CpuPlan(
             pieces=pieces,
             tokens=sum(piece.length for piece in pieces),
             arrays={"slots": packed_slots(pieces, self.block_size)},
-            runs=[
-                runs(piece.table, piece.end if piece.length == 1 else piece.context, self.block_size)
-                for piece in pieces
-            ],
         )
+        start = 0
+        for piece in pieces:
+            part = slice(start, start + piece.length)
+            if piece.length > 1:
+                plan.chunks.append((part, runs(piece.table, piece.context, self.block_size)))
+            else:
+                _append(plan.batches, start, runs(piece.table, piece.end, self.block_size))
+            start += piece.length
+        return plan
 
     def attend(
         self,
@@ -85,17 +106,29 @@ class CpuAttention(PagedAttention):
         keys.index_copy_(1, slots, key.transpose(0, 1))
         values.index_copy_(1, slots, value.transpose(0, 1))
         output = torch.empty_like(query)
-        start = 0
-        for piece, pieces_runs in zip(plan.pieces, plan.runs, strict=True):
-            end = start + piece.length
-            if piece.length == 1:
-                _decode(query[start], keys, values, pieces_runs, scale, output[start])
+        for batch in plan.batches:
+            rows = batch.rows
+            if rows.stop - rows.start == 1:
+                _decode(query[rows.start], keys, values, batch.runs, scale, output[rows.start])
             else:
-                part = slice(start, end)
-                context = [(keys[:, at : at + n], values[:, at : at + n]) for at, n in pieces_runs]
-                output[part] = _chunk(query[part], key[part], value[part], context, scale)
-            start = end
+                _decode_together(query[rows], keys, values, batch, scale, output[rows])
+        for part, seen in plan.chunks:
+            context = [(keys[:, at : at + n], values[:, at : at + n]) for at, n in seen]
+            output[part] = _chunk(query[part], key[part], value[part], context, scale)
         return output
+
+
+def _append(batches: list[Batch], row: int, parts: list[Run]) -> None:
+    """Add a decoding sequence to the last batch where it fits, else as a batch of its own."""
+    last = batches[-1] if batches else None
+    if last is not None and last.rows.stop == row and [n for _, n in last.runs] == [n for _, n in parts]:
+        more = last.rows.stop - last.rows.start
+        steps = [at - first for (first, _), (at, _) in zip(last.runs, parts, strict=True)]
+        if min(steps) >= 0 and (more == 1 or steps == [more * distance for distance in last.distances]):
+            last.rows = slice(last.rows.start, row + 1)
+            last.distances = steps if more == 1 else last.distances
+            return
+    batches.append(Batch(slice(row, row + 1), parts, []))
 
 
 def _decode(
@@ -113,19 +146,57 @@ def _decode(
         seen = (_joined(keys, parts)[None], _joined(values, parts)[None])
         output.copy_(_flash(shared[None], *seen, scale=scale)[0].view_as(output))
         return
-    columns = (shared * scale).transpose(1, 2)
+    places = [slice(first, first + count) for first, count in parts]
+    mixed = _products(shared * scale, [keys[:, at] for at in places], [values[:, at] for at in places])
+    output.copy_(mixed.view_as(output))
+
+
+def _decode_together(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    batch: Batch,
+    scale: float,
+    output: torch.Tensor,
+) -> None:
+    """A token of each sequence of a batch. query and output [sequences, heads, head_dim]."""
+    shared = (query * scale).view(len(query), keys.shape[0], -1, query.shape[-1])
+    placed = output.view_as(shared)
+    for head in range(keys.shape[0]):
+        seen = [
+            [_strided(cache[head], run, distance, len(query)) for cache in (keys, values)]
+            for run, distance in zip(batch.runs, batch.distances, strict=True)
+        ]
+        placed[:, head] = _products(shared[:, head], [one for one, _ in seen], [other for _, other in seen])
+
+
+def _strided(cache: torch.Tensor, run: Run, distance: int, count: int) -> torch.Tensor:
+    """A run, and its like in the next sequences: [count, tokens, head_dim] of a head's [slots, head_dim]."""
+    slots, width = cache.stride()
+    offset = cache.storage_offset() + run[0] * slots
+    return cache.as_strided((count, run[1], cache.shape[1]), (distance * slots, slots, width), offset)
+
+
+def _products(query: torch.Tensor, keys: list[torch.Tensor], values: list[torch.Tensor]) -> torch.Tensor:
+    """Attention of rows to all of `keys`, run by run.
+
+    Args:
+        query: [B, rows, D], scaled; keys, values: of each run [B, tokens, D].
+
+    Returns:
+        [B, rows, D]
+    """
+    columns = query.transpose(1, 2)
     # Keys times queries, not queries times keys: the long matrix is then read as it lies.
-    scores = [torch.bmm(keys[:, first : first + count], columns) for first, count in parts]
+    scores = [torch.bmm(part, columns) for part in keys]
     joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
     weights = torch.softmax(joined.transpose(1, 2).contiguous(), dim=-1)
-    mixed, start = None, 0
-    for first, count in parts:
-        share = weights[:, :, start : start + count]
-        seen_values = values[:, first : first + count]
-        mixed = torch.bmm(share, seen_values) if mixed is None else mixed.baddbmm_(share, seen_values)
-        start += count
-    assert mixed is not None
-    output.copy_(mixed.view_as(output))
+    if len(values) == 1:
+        return torch.bmm(weights, values[0])
+    mixed = torch.zeros_like(query)
+    for share, part in zip(weights.split([part.shape[1] for part in values], dim=2), values, strict=True):
+        mixed.baddbmm_(share, part)
+    return mixed
 
 
 def _joined(cache: torch.Tensor, parts: list[Run]) -> torch.Tensor:
