@@ -126,6 +126,8 @@ def show(
     print(report.ceilings_line(best), "", report.table(rows), sep="\n")
     if compared:
         print("", "times as fast:", "", report.table(compared), sep="\n")
+    if agreed := report.agreement(results):
+        print("", agreed, sep="\n")
     if options.json:
         found = {"mode": options.mode, "ceilings": best, "rounds": results, "rows": rows, "ratios": compared}
         write_json(options.json, found)

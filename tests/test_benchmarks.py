@@ -144,5 +144,12 @@ def test_ratios_compare_ours_with_peers_only() -> None:
     assert all("repeat" not in row for row in rows)
 
 
+def test_engines_that_answer_otherwise_are_seen() -> None:
+    rounds = {"a": [{"first_tokens": [1, 2]}, {"first_tokens": [3, 4]}], "b": [{"first_tokens": [1, 5]}] * 2}
+    assert report.agreement(rounds) == "first tokens equal to those of a, of 4: b 1"
+    assert report.agreement({"a": rounds["a"]}) is None
+    assert report.agreement({"a": [{"encode_s": 1.0}], "b": [{"encode_s": 1.0}]}) is None
+
+
 def test_peak_memory_counts_this_process() -> None:
     assert worker.peak_memory("cpu") > 50 << 20

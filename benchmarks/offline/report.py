@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from operator import eq
 from typing import Any
 
 from offline.contest import Contestant
@@ -103,6 +104,19 @@ def ratios(contestants: Sequence[Contestant], found: Mapping[str, Mapping[str, f
                     cells[name.rsplit("_", 1)[0]] = right / left
             rows.append(cells)
     return rows
+
+
+def agreement(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
+    """How often each engine's first token is the first engine's: an engine that looks away would be fast, too."""
+    tokens = {
+        name: [token for one in rounds for token in one.get("first_tokens", [])]
+        for name, rounds in results.items()
+    }
+    (reference, expected), *others = tokens.items()
+    if not (expected and others):
+        return None
+    counts = (f"{name} {sum(map(eq, expected, found))}" for name, found in others)
+    return f"first tokens equal to those of {reference}, of {len(expected)}: {', '.join(counts)}"
 
 
 def table(rows: Sequence[Row]) -> str:
