@@ -11,9 +11,10 @@ from tiny import make_tokenizer
 
 from sightline.engine.answer import Answer
 from sightline.engine.blocks import BlockPool
-from sightline.engine.core import EngineCore, Preparation
+from sightline.engine.core import EngineCore
 from sightline.engine.encoder_cache import EncoderCache
 from sightline.engine.inputs import Prompt
+from sightline.engine.record import Preparation
 from sightline.engine.request import Request
 from sightline.engine.sampler import Sampler
 from sightline.engine.sampling import SamplingParams

@@ -7,23 +7,20 @@ CPU, prepares prompts between its steps (see `sightline.engine.preprocess`); it 
 from __future__ import annotations
 
 import atexit
-import heapq
 import itertools
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 from sightline.data.media import DEFAULT, Budget
-from sightline.engine.core import EngineCore, Preparation
-from sightline.engine.inputs import Prompt, read_prompt
+from sightline.engine.core import EngineCore
+from sightline.engine.inputs import read_prompt
+from sightline.engine.line import Job, Line, Result
 from sightline.engine.outputs import CompletionOutput, RequestOutput
 from sightline.engine.preprocess import Preparer
-from sightline.engine.request import Request
 from sightline.engine.sampling import SamplingParams
 from sightline.engine.sequence import Sequence
 from sightline.engine.settings import EngineSettings
@@ -33,9 +30,6 @@ from sightline.errors import SightlineError
 
 log = logging.getLogger("sightline.engine")
 
-_THREADS = 3  # that prepare beside an accelerator
-_TURN = 0.05  # seconds that prepare at a stretch on a CPU while answers are waiting for their next token
-
 
 class EngineFull(SightlineError):
     """As many requests wait as `max_waiting` allows; later there may be room."""
@@ -43,19 +37,6 @@ class EngineFull(SightlineError):
 
 class EngineStopped(SightlineError):
     """The engine was closed, is being drained, or its thread died."""
-
-
-@dataclass
-class _Job:
-    """A request from its being given to its end."""
-
-    stream: Stream
-    prompt: Prompt
-    params: SamplingParams
-    options: dict[str, Any]  # of `Preparer.prepare`
-    preparing: bool = False
-    request: Request | None = None
-    told: dict[int, int] = field(default_factory=dict)  # tokens of each answer that deltas have brought
 
 
 class AsyncEngine:
@@ -76,18 +57,13 @@ class AsyncEngine:
         self._core = core
         self._preparer = preparer
         self._most_open = (settings.max_num_seqs or 1) + settings.max_waiting
-        # Prepared ahead of the engine, at most so many: their pixels are in memory.
-        self._ahead = 2 * (settings.max_num_seqs or 1)
-        self._tokens_ahead = settings.max_num_batched_tokens or 1
-        self._pool = None if in_turn else ThreadPoolExecutor(_THREADS, "prepare")
+        self._line = Line(core, preparer, in_turn=in_turn, tell=self._tell, admit=self._admit)
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._line: list[tuple[int, int, _Job]] = []
-        self._preparing = 0
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        self._order = itertools.count()
         self._names = itertools.count()
+        self._open = 0  # requests whose streams have not ended
         self._draining = self._closed = False
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -141,10 +117,11 @@ class AsyncEngine:
             if name in self._jobs:
                 raise SightlineError(f"there is a request {name!r} already; give each its own id")
             stream = Stream(name, lambda: self._tell(lambda: self._abort(job)), deltas=deltas, on_end=on_end)
-            job = _Job(stream, prompt, params, options)
+            job = Job(stream, prompt, params, options)
             self._jobs[name] = job
+            self._open += 1
             self._start()
-        self._tell(lambda: heapq.heappush(self._line, (priority, next(self._order), job)))
+        self._tell(lambda: self._line.push(job))
         return stream
 
     def abort(self, request_id: str) -> None:
@@ -157,7 +134,7 @@ class AsyncEngine:
         """Take no more requests and wait for those that are open; whether all ended within `timeout` seconds."""
         with self._idle:
             self._draining = True
-            return self._idle.wait_for(lambda: not self._jobs, timeout)
+            return self._idle.wait_for(lambda: not self._open, timeout)
 
     def close(self) -> None:
         """End all requests as aborted, and the thread. May be called again."""
@@ -167,8 +144,7 @@ class AsyncEngine:
         self._tell(None)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._line.close()
         atexit.unregister(self.close)
 
     def stats(self) -> Stats:
@@ -184,7 +160,7 @@ class AsyncEngine:
 
     def stalled(self) -> float:
         """Seconds since the last sign of life while there is work; 0 for an engine that has none."""
-        return time.perf_counter() - self.heartbeat if self._jobs else 0.0
+        return time.perf_counter() - self.heartbeat if self._open else 0.0
 
     def __enter__(self) -> AsyncEngine:
         return self
@@ -218,7 +194,7 @@ class AsyncEngine:
         try:
             while self._take_commands():
                 self.heartbeat = time.perf_counter()
-                self._prepare_some()
+                self._line.advance()
                 if self._core.has_work:
                     self._deliver(self._core.step())
                 wake(self._wakeups)
@@ -232,7 +208,7 @@ class AsyncEngine:
 
     def _take_commands(self) -> bool:
         """Do what was asked for since the last step, waiting for it where there is nothing to compute."""
-        waits = not self._core.has_work and not (self._line and self._may_prepare())
+        waits = not self._core.has_work and not self._line.moves
         while True:
             try:
                 command = self._commands.get(block=waits)
@@ -243,47 +219,9 @@ class AsyncEngine:
             command()
             waits = False
 
-    def _may_prepare(self) -> bool:
-        prepared = self._core.waiting
-        return self._preparing + prepared < self._ahead
-
-    def _prepare_some(self) -> None:
-        """Prepare the next of the line: beside the engine, or on a CPU as many as the next step has room for."""
-        begun = time.perf_counter()
-        while self._line and self._may_prepare():
-            _, _, job = heapq.heappop(self._line)
-            if job.stream.ended:  # aborted while it stood in the line
-                continue
-            job.preparing = True
-            if self._pool is not None:
-                self._preparing += 1
-                self._pool.submit(self._prepare_beside, job)
-                continue
-            self._admit(job, self._prepared(job))
-            self.heartbeat = time.perf_counter()
-            full = self._core.waiting_tokens >= self._tokens_ahead
-            if self._core.has_work and (full or self.heartbeat - begun > _TURN):
-                return
-
-    def _prepare_beside(self, job: _Job) -> None:
-        result = self._prepared(job)
-
-        def admit() -> None:
-            self._preparing -= 1
-            self._admit(job, result)
-
-        self._tell(admit)
-
-    def _prepared(self, job: _Job) -> tuple[Request, Preparation] | Exception:
-        try:
-            return self._preparer.prepare(job.prompt, job.params, request_id=job.stream.id, **job.options)
-        except Exception as error:
-            if not isinstance(error, SightlineError):
-                log.exception("preparing request %s failed", job.stream.id)
-            return error
-
-    def _admit(self, job: _Job, result: tuple[Request, Preparation] | Exception) -> None:
+    def _admit(self, job: Job, result: Result) -> None:
         """Give a prepared request to the core, or say why it is none."""
+        self.heartbeat = time.perf_counter()
         if job.stream.aborted and not isinstance(result, Exception):
             self._finish_unprepared(job)
             return
@@ -298,7 +236,7 @@ class AsyncEngine:
         job.request = request
         job.stream.open(lambda: self._core.output(request), self._wakeups)
 
-    def _finish_unprepared(self, job: _Job) -> None:
+    def _finish_unprepared(self, job: Job) -> None:
         """An aborted request of which nothing is known but that it was aborted."""
         answers = [CompletionOutput(index, finish_reason="abort") for index in range(job.params.n)]
         ids = list(job.prompt.ids or ())
@@ -309,7 +247,7 @@ class AsyncEngine:
                 job.stream.push(Delta(answer.index, finish_reason="abort"), self._wakeups)
         self._end(job, RequestOutput(job.stream.id, job.prompt.text, ids, answers), None)
 
-    def _abort(self, job: _Job) -> None:
+    def _abort(self, job: Job) -> None:
         """End a request at the next step, or at once while it waits to be prepared."""
         if job.request is not None:
             job.request.abort()
@@ -329,7 +267,7 @@ class AsyncEngine:
                 self._core.forget(sequence.request.id)
                 self._end(job, output, None)
 
-    def _push(self, job: _Job, sequence: Sequence) -> None:
+    def _push(self, job: Job, sequence: Sequence) -> None:
         answer, output = sequence.answer, sequence.answer.output
         told = job.told.get(sequence.index, 0)
         if told < 0:  # its end is told
@@ -345,11 +283,14 @@ class AsyncEngine:
             self._wakeups,
         )
 
-    def _end(self, job: _Job, output: RequestOutput | None, error: BaseException | None) -> None:
+    def _end(self, job: Job, output: RequestOutput | None, error: BaseException | None) -> None:
+        # Out of the books before its reader knows, who may ask for the same id again.
+        with self._lock:
+            self._jobs.pop(job.stream.id, None)
         job.stream.end(output, self._wakeups, error)
         with self._idle:
-            self._jobs.pop(job.stream.id, None)
-            if not self._jobs:
+            self._open -= 1
+            if not self._open:
                 self._idle.notify_all()
 
     def _end_all(self, error: BaseException | None) -> None:
@@ -362,4 +303,5 @@ class AsyncEngine:
                 self._end(job, None, error)
             elif job.request is None:
                 self._finish_unprepared(job)
-        self._deliver(self._core.close())
+        if error is None:
+            self._deliver(self._core.close())

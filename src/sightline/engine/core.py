@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sightline.engine.answer import decode_logprobs
 from sightline.engine.logprobs import prompt_logprobs
-from sightline.engine.outputs import Logprob, RequestMetrics, RequestOutput
+from sightline.engine.outputs import RequestOutput
+from sightline.engine.record import Preparation, Record
 from sightline.engine.speculation import NgramIndex
 from sightline.engine.stats import CacheUse, Stats, Totals
 from sightline.errors import SightlineError, first_line
@@ -31,36 +31,6 @@ log = logging.getLogger("sightline.engine")
 
 # Rows of a prompt whose logits are computed together for its log probabilities: 32 of 152k float32 are 20 MB.
 _ROWS = 32
-
-
-@dataclass
-class Preparation:
-    """How a request came to be.
-
-    Attributes:
-        text: the prompt as it was given, if it was a text.
-        given: time.perf_counter() when the caller gave it.
-        fetch, decode, total: seconds of its preparation.
-    """
-
-    text: str | None = None
-    given: float = field(default_factory=time.perf_counter)
-    fetch: float = 0.0
-    decode: float = 0.0
-    total: float = 0.0
-
-
-@dataclass
-class _Entry:
-    """A request in the engine, with what only its output needs."""
-
-    request: Request
-    preparation: Preparation
-    added: float
-    encode: float = 0.0
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-    lookups: dict[int, NgramIndex] = field(default_factory=dict)
-    ended: set[int] = field(default_factory=set)  # answers that are counted
 
 
 class EngineCore:
@@ -93,7 +63,7 @@ class EngineCore:
         self._features = features
         self._tokenizer = tokenizer
         self._free_memory = free_memory
-        self._entries: dict[str, _Entry] = {}
+        self._records: dict[str, Record] = {}
 
     # Requests
 
@@ -103,25 +73,28 @@ class EngineCore:
         Raises:
             UsageError: it can never fit; the text says what is too large and which setting limits it.
         """
-        if request.id in self._entries:
+        if request.id in self._records:
             raise SightlineError(f"there is a request {request.id!r} already; give each its own id")
         self._scheduler.add(request)
-        self._entries[request.id] = _Entry(
-            request, preparation or Preparation(given=request.arrived_at), time.perf_counter()
-        )
+        self._records[request.id] = Record(request, preparation or Preparation(given=request.arrived_at))
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step; nothing happens where it is not there."""
-        if request_id in self._entries:
-            self._entries[request_id].request.abort()
+        if request_id in self._records:
+            self._records[request_id].request.abort()
 
     def forget(self, request_id: str) -> None:
         """Drop what is kept for the output of a request that has ended."""
-        self._entries.pop(request_id, None)
+        self._records.pop(request_id, None)
 
     @property
     def has_work(self) -> bool:
         return bool(self._scheduler.has_work)
+
+    @property
+    def running(self) -> int:
+        """Sequences that are computed now."""
+        return len(self._scheduler.running)
 
     @property
     def waiting(self) -> int:
@@ -134,7 +107,7 @@ class EngineCore:
 
     def output(self, request: Request) -> RequestOutput:
         """A request's answers as they are now."""
-        return _output(self._entries[request.id])
+        return self._records[request.id].output()
 
     # Steps
 
@@ -162,7 +135,7 @@ class EngineCore:
 
     def close(self) -> list[Sequence]:
         """Abort every request, without a step; give their sequences."""
-        requests = [entry.request for entry in self._entries.values() if not entry.request.finished]
+        requests = [record.request for record in self._records.values() if not record.request.finished]
         return self._count_ended(
             [sequence for request in requests for sequence in self._end(request, "abort")]
         )
@@ -187,7 +160,7 @@ class EngineCore:
                 sequence.drafts = index.propose(sequence.tokens, most=min(most, left - 1))
 
     def _lookup(self, sequence: Sequence) -> NgramIndex:
-        lookups = self._entries[sequence.request.id].lookups
+        lookups = self._records[sequence.request.id].lookups
         if sequence.index not in lookups:
             longest, shortest = self.settings.prompt_lookup_max, self.settings.prompt_lookup_min
             lookups[sequence.index] = NgramIndex(longest=longest, shortest=shortest)
@@ -238,9 +211,9 @@ class EngineCore:
     def _score_prompt(self, chunk: Chunk, hidden: torch.Tensor) -> None:
         """Log probabilities of the prompt's tokens that the rows of a chunk foretell."""
         sequence = chunk.sequence
-        entry = self._entries[sequence.request.id]
-        if entry.prompt_logprobs is None:
-            entry.prompt_logprobs = [None] * sequence.prompt_length
+        record = self._records[sequence.request.id]
+        if record.prompt_logprobs is None:
+            record.prompt_logprobs = [None] * sequence.prompt_length
         last = min(chunk.start + len(hidden), sequence.prompt_length - 1)
         for start in range(chunk.start, last, _ROWS):
             end = min(last, start + _ROWS)
@@ -250,13 +223,13 @@ class EngineCore:
             found = prompt_logprobs(logits, following, count)
             for top in found:
                 decode_logprobs(top, self._tokenizer if sequence.request.params.detokenize else None)
-            entry.prompt_logprobs[start + 1 : end + 1] = found
+            record.prompt_logprobs[start + 1 : end + 1] = found
 
     def _count_encoding(self, step: Step) -> None:
         seconds = float(getattr(self._runner, "encode_seconds", 0.0))
         rows = sum(request.media[index].tokens for request, index in step.encode)
         for request, index in step.encode:
-            self._entries[request.id].encode += seconds * request.media[index].tokens / max(1, rows)
+            self._records[request.id].encode += seconds * request.media[index].tokens / max(1, rows)
 
     # Ends
 
@@ -278,14 +251,14 @@ class EngineCore:
     def _count_ended(self, changed: list[Sequence]) -> list[Sequence]:
         """Count the answers and requests among `changed` that have ended."""
         for sequence in changed:
-            entry = self._entries[sequence.request.id]
-            if not sequence.answer.finished or sequence.index in entry.ended:
+            record = self._records[sequence.request.id]
+            if not sequence.answer.finished or sequence.index in record.counted:
                 continue
-            entry.ended.add(sequence.index)
+            record.counted.add(sequence.index)
             output = sequence.answer.output
             self.totals.add_answer(str(output.finish_reason), len(output.token_ids))
-            if len(entry.ended) == len(sequence.request.sequences):
-                self.totals.add_request(len(sequence.request.prompt), _metrics(entry))
+            if len(record.counted) == len(sequence.request.sequences):
+                self.totals.add_request(len(sequence.request.prompt), record.metrics())
         return changed
 
     # Insight
@@ -294,8 +267,8 @@ class EngineCore:
         pool, features = self._pool, self._features
         return Stats(
             preparing=preparing,
-            waiting=len(self._scheduler.waiting),
-            running=len(self._scheduler.running),
+            waiting=self.waiting,
+            running=self.running,
             blocks_used=pool.used_blocks,
             blocks_total=pool.blocks,
             prefix_cache=CacheUse(pool.queries, pool.hits),
@@ -320,39 +293,3 @@ def _sentence(error: Exception) -> str:
             "max_pixels or gpu_memory_utilization"
         )
     return f"the step that computed this request failed: {kind}: {text}"
-
-
-def _output(entry: _Entry) -> RequestOutput:
-    request = entry.request
-    return RequestOutput(
-        request_id=request.id,
-        prompt=entry.preparation.text,
-        prompt_token_ids=request.prompt,
-        outputs=[sequence.answer.output for sequence in request.sequences],
-        prompt_logprobs=entry.prompt_logprobs,
-        num_cached_tokens=request.cached_tokens,
-        vision_tokens=sum(medium.tokens for medium in request.media),
-        metrics=_metrics(entry),
-        error=request.error,
-    )
-
-
-def _metrics(entry: _Entry) -> RequestMetrics:
-    now = time.perf_counter()
-    sequences, preparation = entry.request.sequences, entry.preparation
-    scheduled = min((s.scheduled_at for s in sequences if s.scheduled_at is not None), default=None)
-    first = min((s.first_token_at for s in sequences if s.first_token_at is not None), default=None)
-    end = max(s.finished_at if s.finished_at is not None else now for s in sequences)
-    metrics = RequestMetrics(
-        fetch=preparation.fetch,
-        decode=preparation.decode,
-        preprocess=preparation.total,
-        queue=(end if scheduled is None else scheduled) - entry.added,
-        encode=entry.encode,
-        total=end - preparation.given,
-    )
-    if first is not None and scheduled is not None:
-        metrics.time_to_first_token = first - preparation.given
-        metrics.prefill = max(0.0, first - scheduled - entry.encode)
-        metrics.decode_time = end - first
-    return metrics

@@ -14,9 +14,9 @@ from typing import Any
 
 from sightline.data.media import DEFAULT, Budget
 from sightline.engine.answer import Answer
-from sightline.engine.core import Preparation
 from sightline.engine.inputs import Prompt, check_text
 from sightline.engine.media import MediaPreparer
+from sightline.engine.record import Preparation
 from sightline.engine.request import Request
 from sightline.engine.sampling import SamplingParams
 from sightline.engine.settings import EngineSettings

@@ -1,0 +1,131 @@
+"""The line in front of the engine: requests that are not prepared yet, and when the next of them is.
+
+Only a few are prepared ahead of the engine, because a prepared request holds its pictures' pixels.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from sightline.engine.core import EngineCore
+from sightline.engine.inputs import Prompt
+from sightline.engine.preprocess import Preparer
+from sightline.engine.record import Preparation
+from sightline.engine.request import Request
+from sightline.engine.sampling import SamplingParams
+from sightline.engine.stream import Stream
+from sightline.errors import SightlineError
+
+log = logging.getLogger("sightline.engine")
+
+Result = tuple[Request, Preparation] | Exception
+
+_THREADS = 3  # that prepare beside an accelerator
+_TURN = 0.05  # seconds that prepare at a stretch on a CPU while answers wait for their next token
+
+
+@dataclass
+class Job:
+    """A request from its being given to its end.
+
+    Attributes:
+        options: of `Preparer.prepare`.
+        preparing: it has left the line.
+        told: tokens of each answer that deltas have brought; -1 when its end is told.
+    """
+
+    stream: Stream
+    prompt: Prompt
+    params: SamplingParams
+    options: dict[str, Any]
+    preparing: bool = False
+    request: Request | None = None
+    told: dict[int, int] = field(default_factory=dict)
+
+
+class Line:
+    """Requests by priority, then in the order in which they came. For the engine's thread alone.
+
+    Args:
+        in_turn: prepare in the engine's thread (see `sightline.engine.preprocess`), else in threads of its own.
+        tell: gives the engine's thread something to do.
+        admit: takes what came of a job's preparation; called in the engine's thread.
+    """
+
+    def __init__(
+        self,
+        core: EngineCore,
+        preparer: Preparer,
+        *,
+        in_turn: bool,
+        tell: Callable[[Callable[[], None]], None],
+        admit: Callable[[Job, Result], None],
+    ) -> None:
+        settings = core.settings
+        self._core = core
+        self._preparer = preparer
+        self._tell = tell
+        self._admit = admit
+        self._seats = settings.max_num_seqs or 1
+        self._step = settings.max_num_batched_tokens or 1
+        self._pool = None if in_turn else ThreadPoolExecutor(_THREADS, "prepare")
+        self._preparing = 0
+        self._waiting: list[tuple[int, int, Job]] = []
+        self._order = itertools.count()
+
+    def push(self, job: Job) -> None:
+        heapq.heappush(self._waiting, (job.options["priority"], next(self._order), job))
+
+    @property
+    def moves(self) -> bool:
+        """Whether the next request may be prepared now."""
+        return bool(self._waiting) and self._preparing + self._core.waiting < 2 * self._seats
+
+    def advance(self) -> None:
+        """Prepare the next ones: beside the engine, or on a CPU what the next step has room for and at least one."""
+        begun = time.perf_counter()
+        while self.moves:
+            _, _, job = heapq.heappop(self._waiting)
+            if job.stream.ended:  # aborted in the line
+                continue
+            job.preparing = True
+            if self._pool is not None:
+                self._preparing += 1
+                self._pool.submit(self._prepare_beside, job)
+                continue
+            self._admit(job, self._prepare(job))
+            if self._core.has_work and (self._is_enough() or time.perf_counter() - begun > _TURN):
+                return
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _is_enough(self) -> bool:
+        """Whether one more would not take part in the next step."""
+        core = self._core
+        return core.running + core.waiting >= self._seats or core.waiting_tokens >= self._step
+
+    def _prepare_beside(self, job: Job) -> None:
+        result = self._prepare(job)
+
+        def admit() -> None:
+            self._preparing -= 1
+            self._admit(job, result)
+
+        self._tell(admit)
+
+    def _prepare(self, job: Job) -> Result:
+        try:
+            return self._preparer.prepare(job.prompt, job.params, request_id=job.stream.id, **job.options)
+        except Exception as error:
+            if not isinstance(error, SightlineError):
+                log.exception("preparing request %s failed", job.stream.id)
+            return error
