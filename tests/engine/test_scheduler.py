@@ -395,19 +395,19 @@ def test_a_sequence_is_preempted_in_the_middle_of_its_prompt() -> None:
 
 
 def test_a_prompt_takes_blocks_from_a_less_important_answer() -> None:
-    scheduler, model = _engine(blocks=8, block_size=2, max_num_seqs=2, max_num_batched_tokens=3)
-    low = make_request("low", [0] * 3, limit=13, priority=1)
+    scheduler, model = _engine(blocks=9, block_size=2, max_num_seqs=2, max_num_batched_tokens=3)
+    low = make_request("low", [0] * 2, limit=13, priority=1)
     scheduler.add(low)
     run_step(scheduler, model)
-    high = make_request("high", [1] * 10, limit=2)
+    high = make_request("high", [1] * 11, limit=2)
     scheduler.add(high)
-    starts, preempted = [], []
+    chunks, preempted = [], []
     while not high.finished:
         step = run_step(scheduler, model)
-        starts += [start for id, start, _ in _chunks(step) if id == "high"]
+        chunks.append(_chunks(step)[-1])
         preempted += step.preempted
-    # Not a step without a chunk of it, though the other took the last block first.
-    assert starts == [0, 2, 4, 6, 8, 10]
+    # At the sixth no block is left, and the other has to give its own back.
+    assert chunks == [("high", at, 2) for at in (0, 2, 4, 6, 8)] + [("high", 10, 1), ("high", 11, 1)]
     assert preempted == low.sequences
     run_all(scheduler, model)
     assert [_answers(low), _answers(high)] == [_expected(low), _expected(high)]
@@ -446,6 +446,31 @@ def _calls(act) -> int:
     finally:
         sys.setprofile(None)
     return count
+
+
+def test_prompts_do_not_start_on_blocks_that_others_are_about_to_need() -> None:
+    scheduler, model = _engine(blocks=10, block_size=2, max_num_batched_tokens=8)
+    first, second = (make_request(name, [number] * 14, limit=2) for number, name in enumerate(("a", "b")))
+    scheduler.add(first)
+    scheduler.add(second)
+    matched = []
+    match = scheduler.pool.match
+    scheduler.pool.match = lambda sequence: (matched.append(sequence.request.id), match(sequence))
+    steps = [_chunks(step) for step in run_all(scheduler, model)]
+    assert steps[:3] == [[("a", 0, 8)], [("a", 8, 6)], [("a", 14, 1)]]
+    assert first.sequences[0].preemptions == second.sequences[0].preemptions == 0
+    # The second is looked up once in vain, and again when the first has left.
+    assert matched == ["a", "b", "b"]
+
+
+def test_no_more_are_preempted_than_is_needed() -> None:
+    scheduler, model = _engine(blocks=12, block_size=2)
+    low = [make_request(name, [number] * 6, limit=3, priority=1) for number, name in enumerate("abc")]
+    for request in low:
+        scheduler.add(request)
+    run_step(scheduler, model)
+    scheduler.add(make_request("high", [2, 1, 0], limit=1))
+    assert run_step(scheduler, model).preempted == low[2].sequences
 
 
 def test_a_prompt_that_is_wholly_cached_computes_its_last_block() -> None:
@@ -492,6 +517,17 @@ def test_without_prefix_caching_nothing_is_left_to_be_found() -> None:
         assert request.cached_tokens == 0
 
 
+def test_without_prefix_caching_an_aborted_prompt_is_not_found_either() -> None:
+    scheduler, model = _engine(prefix_caching=False)
+    for _ in range(2):
+        request = make_request("same id", [0, 1, 2] * 6, n=2)
+        scheduler.add(request)
+        run_step(scheduler, model)
+        assert request.cached_tokens == 0
+        scheduler.abort("same id")
+    assert scheduler.pool.used_blocks == 0
+
+
 def test_prompt_logprobs_compute_every_prompt_token(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler, model = _engine(max_num_batched_tokens=100)
     prompt = [0, 1, 2] * 6
@@ -520,26 +556,27 @@ def test_wrong_drafts_are_rolled_back_and_right_ones_kept() -> None:
 
 
 def test_drafts_leave_room_for_prompts_and_stop_at_the_limit() -> None:
-    scheduler, model = _engine(max_num_batched_tokens=8, max_num_seqs=2)
-    first = make_request("first", [0, 1, 2], limit=4)
-    scheduler.add(first)
-    run_step(scheduler, model)
-    first.sequences[0].drafts = [0] * 8
-    scheduler.add(make_request("second", [0] * 20))
-    # 3 answer tokens are left: the drafts can be 2 of them.
-    assert _chunks(run_step(scheduler, model)) == [("first", 3, 3), ("second", 0, 5)]
+    for limit, drafts in ((4, 2), (20, 3)):
+        scheduler, model = _engine(max_num_batched_tokens=8, max_num_seqs=2)
+        first = make_request("first", [0, 1, 2], limit=limit)
+        scheduler.add(first)
+        run_step(scheduler, model)
+        first.sequences[0].drafts = [0] * 8
+        scheduler.add(make_request("second", [0] * 20))
+        # 3 answer tokens are left: 2 of them can be drafts. Else half of the 7 tokens beside its own.
+        assert _chunks(run_step(scheduler, model)) == [("first", 3, 1 + drafts), ("second", 0, 7 - drafts)]
 
 
 def test_drafts_take_no_block_that_a_certain_token_needs() -> None:
-    scheduler, model = _engine(blocks=5, block_size=4, max_num_seqs=2)
-    requests = [make_request(name, prompt, limit=5) for name, prompt in (("a", [0] * 4), ("b", [1] * 4))]
+    scheduler, model = _engine(blocks=4, block_size=4, max_num_seqs=2)
+    requests = [make_request(name, prompt, limit=8) for name, prompt in (("a", [0] * 4), ("b", [1] * 4))]
     for request in requests:
         scheduler.add(request)
     run_step(scheduler, model)
     requests[0].sequences[0].drafts = [0] * 4
     step = run_step(scheduler, model)
     assert step.preempted == []
-    assert step.tokens >= 2
+    assert _chunks(step) == [("a", 4, 1), ("b", 4, 1)]
 
 
 def test_an_abort_takes_effect_in_the_next_schedule() -> None:

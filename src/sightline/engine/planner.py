@@ -127,7 +127,7 @@ class Planner:
         if len(self._queues.running) >= self.max_num_seqs:
             return False
         # To look for a long prompt in the cache takes time: again only when one has left since the last time.
-        if self._queues.running and self._shortage == (sequence, self._queues.departures):
+        if self._shortage == (sequence, self._queues.departures):
             return False
         if not (sequence.index == 0 and sequence.request.logs_prompt):
             self._pool.match(sequence)
@@ -150,8 +150,6 @@ class Planner:
         Where only less important ones stand in the way, they are preempted.
         """
         pool, running = self._pool, self._queues.running
-        if not running:
-            return True
         missing = pool.missing(sequence, len(sequence.tokens))
         if missing + self._promises() <= pool.free_blocks:
             return True
