@@ -261,6 +261,18 @@ def test_max_model_len(tiny_folder: Path) -> None:
         llm.generate([[5] * 25], SamplingParams())
 
 
+def test_the_cache_bounds_the_length(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        UsageError, match=r"max_model_len 2048 needs .* kv_cache_memory_bytes .* lower max_model_len to"
+    ):
+        LLM(tiny_folder, dtype="fp32", device="cpu", max_model_len=2048, kv_cache_memory_bytes="100KiB")
+    llm = LLM(tiny_folder, dtype="fp32", device="cpu", kv_cache_memory_bytes="100KiB")
+    assert 20 < llm.max_model_len < 2048
+    assert f"so max_model_len is that, not {2048:,}" in capsys.readouterr().err
+    output = llm.generate("a", SamplingParams(temperature=0, max_tokens=None, ignore_eos=True))[0]
+    assert len(output.prompt_token_ids) + output.completion_tokens == llm.max_model_len
+
+
 def test_pictures_that_cannot_fit_are_not_decoded(tiny_folder: Path, tmp_path: Path) -> None:
     llm = LLM(tiny_folder, dtype="fp32", device="cpu", max_model_len=16)
     path = tmp_path / "cut.png"

@@ -19,6 +19,7 @@ from sightline.engine.scheduler import Scheduler
 from sightline.engine.settings import EngineSettings
 from sightline.errors import UsageError
 from sightline.models.loading import VisionLanguageModel, load_model
+from sightline.progress import note
 
 
 @dataclass
@@ -71,6 +72,8 @@ def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None)
         profile=profile,
         reserved=features.capacity if largest else 0,
     )
+    if size.max_model_len < length:
+        note(f"the KV cache holds {size.max_model_len:,} tokens, so max_model_len is that, not {length:,}")
     runner.allocate(size.blocks)
     runner.capture(max_num_seqs=settings.max_num_seqs or 1, max_model_len=size.max_model_len)
     settings = replace(settings, max_model_len=size.max_model_len, block_size=runner.block_size)
