@@ -50,13 +50,14 @@ def make_request(
     *,
     limit: int = 4,
     n: int = 1,
+    prompt_logprobs: int | None = None,
     end: int | None = None,
     media: list[Medium] | None = None,
     spans: list[Span] | None = None,
     **options: object,
 ) -> Request:
     answers = [Answer(limit, end) for _ in range(n)]
-    params = SamplingParams(n=n, max_tokens=limit)
+    params = SamplingParams(n=n, max_tokens=limit, prompt_logprobs=prompt_logprobs)
     return Request(id, prompt, params, answers, limit=limit, media=media or [], spans=spans or [], **options)
 
 

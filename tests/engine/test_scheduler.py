@@ -528,13 +528,12 @@ def test_without_prefix_caching_an_aborted_prompt_is_not_found_either() -> None:
     assert scheduler.pool.used_blocks == 0
 
 
-def test_prompt_logprobs_compute_every_prompt_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_logprobs_compute_every_prompt_token() -> None:
     scheduler, model = _engine(max_num_batched_tokens=100)
     prompt = [0, 1, 2] * 6
     scheduler.add(make_request("before", prompt))
     run_all(scheduler, model)
-    request = make_request("logged", prompt, n=2)
-    monkeypatch.setattr(Request, "logs_prompt", property(lambda asked: asked is request))
+    request = make_request("logged", prompt, n=2, prompt_logprobs=0)
     scheduler.add(request)
     assert _chunks(run_step(scheduler, model)) == [("logged", 0, 18)]
     assert _chunks(run_step(scheduler, model)) == [("logged", 18, 1), ("logged", 16, 2)]

@@ -122,7 +122,7 @@ class Request:
     @property
     def logs_prompt(self) -> bool:
         """Whether the prompt's own log probabilities are asked, so that none of its tokens may be skipped."""
-        return getattr(self.params, "prompt_logprobs", None) is not None
+        return self.params.prompt_logprobs is not None
 
     def spans_between(self, start: int, end: int) -> Iterator[Span]:
         """The spans with a token in [start, end), in order."""
