@@ -161,4 +161,4 @@ def test_four_bits_lose_less_with_the_best_scale_than_with_the_largest_weight() 
     plain = (weight.unflatten(1, (-1, 32)).abs().amax(2, keepdim=True) / 7).bfloat16().float()
     naive = (weight.unflatten(1, (-1, 32)) / plain).round().clamp(-8, 7) * plain
     error = (dequantize(integers, scale, torch.float32) - weight).square().mean()
-    assert error < 0.95 * (naive.flatten(1) - weight).square().mean()
+    assert error < 0.75 * (naive.flatten(1) - weight).square().mean()

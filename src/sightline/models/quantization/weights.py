@@ -10,8 +10,10 @@ import torch
 
 # Rows that are worked on at a time keep the float32 copies in the processor's cache (1 Mi elements, 4 MiB).
 _PIECE = 1 << 20
-# Where the largest magnitude of a group may land: 7 keeps it, more clips it and gives the others finer steps.
-_REACHES = (7.0, 7.5, 8.0, 8.5, 9.0, 9.5)
+# Where the extreme weight of a group may land: at 7 or -8 it is kept, beyond it is clipped and the others get finer
+# steps. The levels reach farther down than up, so a group whose extreme is positive has a negative scale at -8; on the
+# demo's weights that takes another sixth off the squared error, after a quarter that clipping takes.
+_REACHES = (7.0, 7.5, -8.0, -8.5, -9.0)
 _INT32_OF = tuple(range(0, 32, 4))
 
 
@@ -42,17 +44,20 @@ def quantize_int4(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch
         weight: [N, K], any float dtype; K a multiple of `group`.
 
     Returns:
-        (int8 [N, K] in -8..7, bfloat16 scale [N, K / group])
+        (int8 [N, K] in -8..7, bfloat16 scale [N, K / group], which may be negative)
     """
     integers = torch.empty_like(weight, dtype=torch.int8)
     scales = weight.new_empty(len(weight), weight.shape[1] // group, dtype=torch.bfloat16)
     for rows in _pieces(weight):
         part = weight[rows].float().unflatten(1, (-1, group))
-        largest = part.abs().amax(2, keepdim=True)
-        best = torch.full_like(largest, torch.inf)
-        scale = torch.empty_like(largest)
+        low, high = part.amin(2, keepdim=True), part.amax(2, keepdim=True)
+        extreme = torch.where(high > -low, high, low)
+        best = torch.full_like(extreme, torch.inf)
+        scale = torch.empty_like(extreme)
         for reach in _REACHES:
-            candidate = _never_zero(largest / reach).to(torch.bfloat16).float()
+            candidate = (
+                _never_zero((extreme.abs() if reach > 0 else extreme) / reach).to(torch.bfloat16).float()
+            )
             error = (_to_levels(part, candidate) * candidate - part).square_().sum(2, keepdim=True)
             scale = torch.where(error < best, candidate, scale)
             best = torch.minimum(error, best)
@@ -106,7 +111,7 @@ def _to_levels(part: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def _never_zero(scale: torch.Tensor) -> torch.Tensor:
     """A row or group of zeros gets the scale 1: any is right."""
-    return torch.where(scale > 0, scale, 1.0)
+    return torch.where(scale != 0, scale, 1.0)
 
 
 def _pieces(weight: torch.Tensor) -> list[slice]:
