@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+RETRY_AFTER = "1"  # seconds
+
 
 class RequestError(Exception):
     """A request that cannot be served. `param` names the field that is wrong."""
@@ -18,7 +20,9 @@ class RequestError(Exception):
         self.body = error_body(message, status=status, param=param, code=code)
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body, status_code=self.status)
+        # There may be room, or another server in this one's place, a moment later.
+        headers = {"retry-after": RETRY_AFTER} if self.status == 503 else None
+        return JSONResponse(self.body, status_code=self.status, headers=headers)
 
 
 def error_body(

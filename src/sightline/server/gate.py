@@ -9,10 +9,9 @@ from urllib.parse import urlsplit
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sightline.server.errors import error_body
+from sightline.server.errors import RETRY_AFTER, error_body
 
 MAX_OPEN = 64  # requests that wait or are answered; each may hold a body of MAX_BODY bytes
-_RETRY_AFTER = "1"  # seconds
 
 
 class Gate:
@@ -36,7 +35,7 @@ class Gate:
             return
         if self._open >= self._most:
             message = f"{self._most} requests are waiting already; try again later"
-            await _refusal(message, 503, {"retry-after": _RETRY_AFTER})(scope, receive, send)
+            await _refusal(message, 503, {"retry-after": RETRY_AFTER})(scope, receive, send)
             return
         self._open += 1
         try:
