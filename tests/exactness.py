@@ -19,6 +19,7 @@ from sightline.engine.settings import EngineSettings
 from sightline.models.families import family_of
 from sightline.models.loading import VisionLanguageModel
 from sightline.models.processor import Processor
+from sightline.models.quantization.module import quantize_module
 
 TOKENS = 16
 # A greedy choice nearer than this to the second best could fall either way by rounding: no proof of anything.
@@ -49,7 +50,7 @@ def plain(folder: Path) -> Any:
 
 @dataclass
 class Plain:
-    """What transformers answers to a prompt: tokens, and the log probabilities of the prompt's own tokens.
+    """What transformers answers to a prompt.
 
     Attributes:
         margin: least distance of a chosen logit to the second best.
@@ -58,7 +59,7 @@ class Plain:
     prompt: list[int]
     tokens: list[int]
     margin: float
-    inputs: dict[str, Any]
+    inputs: dict[str, Any]  # what the model was called with
 
 
 def answer_plainly(
@@ -121,19 +122,20 @@ QUESTIONS: dict[str, Conversation] = {
 
 
 class Bench:
-    """One checkpoint: its plain answers, and engines around its model."""
+    """One checkpoint: its plain answers, and engines around its model, which is loaded once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.model: VisionLanguageModel = load(EngineSettings.of(folder, dtype="fp32", device="cpu"))
         self._plain: dict[str, Plain] = {}
-        self._own: dict[tuple[str, int], list[list[int]]] = {}
         self._scores: dict[str, list[float]] = {}
 
     def plain(self, name: str) -> Plain:
         if name not in self._plain:
             found = answer_plainly(self.model.processor, self.folder, QUESTIONS[name])
-            assert found.margin > _LEAST_MARGIN, f"{name}: rounding may decide ({found.margin}); change its pictures"
+            assert found.margin > _LEAST_MARGIN, (
+                f"{name}: rounding may decide ({found.margin}); change its pictures"
+            )
             self._plain[name] = found
         return self._plain[name]
 
@@ -147,10 +149,13 @@ class Bench:
             self._scores[name] = scores[:, 0].tolist()
         return self._scores[name]
 
-    def parts(self, **settings: Any) -> Parts:
+    def parts(self, *, quantization: str | None = None, **settings: Any) -> Parts:
         """An engine; a runner rewrites the module that it is given, so that each has a copy of its own."""
         chosen = EngineSettings.of(self.folder, dtype="fp32", device="cpu", **settings)
-        return assemble(chosen, replace(self.model, module=copy.deepcopy(self.model.module)))
+        module = copy.deepcopy(self.model.module)
+        if quantization:
+            quantize_module(module, quantization)
+        return assemble(chosen, replace(self.model, module=module))
 
     def blocks_for(self, names: Iterable[str], block_size: int) -> int:
         """Blocks that the longest of these prompts needs with its answer."""

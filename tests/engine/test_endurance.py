@@ -108,7 +108,7 @@ def test_requests_come_and_go_and_leave_nothing(tiny_folder: Path, in_turn: bool
     crowd.send(REQUESTS - _WARM)
     assert engine.drain(20)
     assert _resident() - start < _MOST_GROWTH
-    assert not [found for found in gc.get_objects() if isinstance(found, Request)]
+    assert not [found for found in gc.get_objects() if type(found) is Request]
     assert crowd.ended == REQUESTS
     _check_counts(engine.stats(), crowd.reasons)
     engine.close()

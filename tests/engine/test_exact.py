@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
+from exactness import answer_plainly, ask, clip, picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image as Pillow
 
-from sightline.data.conversation import Conversation, Image, Message, Part, Text, Video
+from sightline.data.conversation import Conversation, Image, Message, Text, Video
 from sightline.engine.llm import LLM
 from sightline.engine.sampling import SamplingParams
-from sightline.models.families import family_of
 
 TOKENS = 12
 
@@ -25,42 +22,13 @@ def load(folder: Path) -> LLM:
     return LLM(folder, dtype="fp32", device="cpu", max_num_seqs=4)
 
 
-@lru_cache(maxsize=3)
-def plain(folder: Path) -> Any:
-    """The same checkpoint as transformers runs it by itself."""
-    return family_of(folder).model_class().from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def picture(width: int, height: int, seed: int) -> Pillow.Image:
-    return Pillow.frombytes("RGB", (width, height), random.Random(seed).randbytes(3 * width * height))
-
-
-def clip(frames: int, seed: int) -> Video:
-    return Video(tuple(picture(60, 60, seed + index) for index in range(frames)), fps=2.0)
-
-
 def alone(llm: LLM, conversation: Conversation, tokens: int = TOKENS, **options: Any) -> list[int]:
-    """transformers' own generate, fed with what its processor would give."""
-    encoded = llm.model.processor.encode(conversation, supervise=False)
-    inputs: dict[str, Any] = {
-        "input_ids": encoded.input_ids[None],
-        "attention_mask": torch.ones_like(encoded.input_ids)[None],
-        "mm_token_type_ids": encoded.kinds[None],
-    }
-    for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
-        if getattr(encoded, name) is not None:
-            inputs[name] = getattr(encoded, name)
-    if encoded.second_per_grid_ts and llm.model.processor.family.clip_seconds:
-        inputs["second_per_grid_ts"] = torch.tensor(encoded.second_per_grid_ts)
-    ends = llm.end_tokens
-    options = {"do_sample": False, "eos_token_id": sorted(ends), "pad_token_id": 0} | options
-    with torch.inference_mode():
-        out = plain(llm.model.folder).generate(**inputs, max_new_tokens=tokens, **options)
-    return out[0, len(encoded.input_ids) :].tolist()
+    return answer_plainly(llm.model.processor, llm.model.folder, conversation, tokens, **options).tokens
 
 
-def ask(*parts: Part) -> Conversation:
-    return Conversation([Message("user", list(parts))])
+@lru_cache(maxsize=12)
+def mixed_alone(llm: LLM, place: int) -> list[int]:
+    return alone(llm, MIXED[place])
 
 
 MIXED = [
@@ -77,7 +45,7 @@ def test_a_mixed_batch(family_folder: Path) -> None:
     llm = load(family_folder)
     params = SamplingParams(temperature=0, max_tokens=TOKENS)
     found = [output.outputs[0].token_ids for output in llm.chat(MIXED, params)]
-    assert found == [alone(llm, conversation) for conversation in MIXED]
+    assert found == [mixed_alone(llm, place) for place in range(len(MIXED))]
 
 
 parts = st.one_of(
@@ -111,16 +79,12 @@ def test_repetition_penalty(tiny_folder: Path) -> None:
     params = SamplingParams(temperature=0, max_tokens=TOKENS, repetition_penalty=1.3)
     found = [output.outputs[0].token_ids for output in llm.chat(MIXED[:3], params)]
     assert found == [alone(llm, one, repetition_penalty=1.3) for one in MIXED[:3]]
-    plain = [
-        output.outputs[0].token_ids
-        for output in llm.chat(MIXED[:3], SamplingParams(temperature=0, max_tokens=TOKENS))
-    ]
-    assert found != plain
+    assert found != [mixed_alone(llm, place) for place in range(3)]
 
 
 def test_an_end_token_ends_one_row_and_not_its_neighbours(tiny_folder: Path) -> None:
     llm = load(tiny_folder)
-    free = [alone(llm, one) for one in MIXED[:4]]
+    free = [mixed_alone(llm, place) for place in range(4)]
     end = free[1][3]
     expected = [row[: row.index(end) + 1] if end in row else row for row in free]
     params = SamplingParams(temperature=0, max_tokens=TOKENS, stop_token_ids=[end])

@@ -1,12 +1,13 @@
 """Whatever is asked in whatever order of an engine of whatever settings: each answer is the one it has alone.
 
-Greedy answers are those of transformers.generate in float32; sampled ones those of an engine that has nothing else to do.
+Greedy answers are those of transformers.generate in float32, sampled ones those of an engine that has nothing else
+to do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from exactness import QUESTIONS, TOKENS, Bench, bench
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from sightline.engine import runner
+from sightline.engine import core, runner
 from sightline.engine.assembly import Parts
 from sightline.engine.inputs import Prompt
 from sightline.engine.outputs import RequestOutput
@@ -61,6 +62,7 @@ class Schedule:
     Attributes:
         spare: blocks beside those that its longest request needs alone.
         features: vision tokens that the encoder cache holds.
+        drafts: most of a step; `told` ones are right up to some place, which prompt lookup seldom is here.
     """
 
     events: tuple[Event, ...]
@@ -73,13 +75,14 @@ class Schedule:
     images: int = 2**24
     prefix: bool = True
     drafts: int = 0
+    told: bool = False
     rounds: int = 1
     closed: bool = False
 
 
-def engine_of(bench: Bench, schedule: Schedule) -> Parts:
+def engine_of(bench: Bench, schedule: Schedule, quantization: str | None = None) -> Parts:
     names = [event.name for event in schedule.events if isinstance(event, Ask)]
-    blocks = bench.blocks_for(names or ["short"], schedule.block_size) + schedule.spare
+    blocks = max(2, bench.blocks_for(names or ["short"], schedule.block_size) + schedule.spare)
     row = runner.Runner.bytes_per_feature_row(bench.model)
     parts = bench.parts(
         block_size=schedule.block_size,
@@ -92,16 +95,42 @@ def engine_of(bench: Bench, schedule: Schedule) -> Parts:
         enable_prefix_caching=schedule.prefix,
         num_speculative_tokens=schedule.drafts,
         prompt_lookup_min=1,
+        quantization=quantization,
     )
     assert parts.core.stats().blocks_total == blocks
     return parts
 
 
-class Player:
-    """Plays events on an engine and holds every answer to what is expected of it."""
+class Teller:
+    """In place of an `NgramIndex`: proposes what will be answered, now and then with a mistake.
 
-    def __init__(self, bench: Bench, parts: Parts) -> None:
+    Prompts of equal token ids have different pictures, so that some of it is wrong from the beginning.
+    """
+
+    def __init__(self, bench: Bench, asks: list[Ask]) -> None:
+        self._texts = [
+            bench.plain(ask.name).prompt + answer
+            for ask in asks
+            for answer in expected_of(bench, ask.name, ask.seed)[: ask.n]
+        ]
+
+    def propose(self, tokens: list[int], *, most: int) -> list[int]:
+        count = len(tokens)
+        fitting = [text for text in self._texts if len(text) > count and text[:count] == tokens]
+        if not fitting:
+            return []
+        drafts = fitting[count % len(fitting)][count : count + most]
+        if count % 3 == 0:
+            drafts[count % len(drafts)] ^= 1
+        return drafts
+
+
+class Player:
+    """Plays events on an engine and holds every answer to what is expected of it, unless not `exact`."""
+
+    def __init__(self, bench: Bench, parts: Parts, *, exact: bool = True) -> None:
         self.bench = bench
+        self.exact = exact
         self.core, self.preparer = parts.core, parts.preparer
         self.asked: list[tuple[Ask, Request]] = []
         self.steps = 0
@@ -155,10 +184,10 @@ class Player:
                 expected = expected_of(self.bench, ask.name, ask.seed)[index][: ask.length]
                 found = list(answer.token_ids)
                 if answer.finish_reason == "abort":
-                    assert request.aborted or not self.core.has_work
+                    assert request.aborted
                     expected = expected[: len(found)]
-                assert found == expected, f"answer {index} to {ask}"
-            if ask.scores and not request.aborted:
+                assert found == expected or not self.exact, f"answer {index} to {ask}"
+            if ask.scores and self.exact and not request.aborted:
                 self._check_scores(ask, output)
             self.core.forget(request.id)
         self.asked.clear()
@@ -191,11 +220,15 @@ def expected_of(bench: Bench, name: str, seed: int | None) -> list[list[int]]:
     return _own[key]
 
 
-def run(bench: Bench, schedule: Schedule) -> Parts:
-    parts = engine_of(bench, schedule)
-    player = Player(bench, parts)
-    for _ in range(schedule.rounds):
-        player.play(schedule.events, closed=schedule.closed)
+def run(bench: Bench, schedule: Schedule, quantization: str | None = None) -> Parts:
+    parts = engine_of(bench, schedule, quantization)
+    player = Player(bench, parts, exact=quantization is None)
+    with pytest.MonkeyPatch.context() as patch:
+        if schedule.told:
+            teller = Teller(bench, [event for event in schedule.events if isinstance(event, Ask)])
+            patch.setattr(core, "NgramIndex", lambda **options: teller)
+        for _ in range(schedule.rounds):
+            player.play(schedule.events, closed=schedule.closed)
     return parts
 
 
@@ -203,29 +236,31 @@ names = st.sampled_from(list(QUESTIONS))
 asks = st.builds(
     Ask,
     name=names,
-    length=st.integers(1, TOKENS),
+    length=st.sampled_from([1, 2, 7, TOKENS - 1, TOKENS, TOKENS]),
     n=st.sampled_from([1, 1, 1, 2, 3]),
     priority=st.sampled_from([0, 0, 0, 1, -1]),
     seed=st.sampled_from([None, None, None, 1, 2]),
     scores=st.sampled_from([False, False, False, True]),
 )
+steps = st.builds(Steps, st.integers(1, 12))
 events = st.lists(
-    st.one_of(asks, asks, st.builds(Abort, st.integers(0, 20)), st.builds(Steps, st.integers(1, 12))),
-    min_size=1,
-    max_size=14,
+    st.one_of(asks, asks, asks, steps, steps, st.builds(Abort, st.integers(0, 20))),
+    min_size=5,
+    max_size=18,
 ).map(tuple)
 schedules = st.builds(
     Schedule,
     events=events,
-    block_size=st.sampled_from([1, 3, 16, 32]),
-    spare=st.sampled_from([0, 0, 1, 2, 5, _PLENTY]),
-    seqs=st.integers(1, 6),
+    block_size=st.sampled_from([1, 3, 3, 16, 32]),
+    spare=st.sampled_from([0, 0, 0, 1, 3, _PLENTY]),
+    seqs=st.sampled_from([1, 3, 6, 6]),
     tokens=st.sampled_from([1, 7, 7, 16, 64, 512]),
     encode=st.sampled_from([1, 8, 64]),
     features=st.sampled_from([0, 6, 20, None]),
     images=st.sampled_from([0, 2**24]),
     prefix=st.booleans(),
-    drafts=st.sampled_from([0, 0, 3, 8]),
+    drafts=st.sampled_from([0, 0, 1, 3, 8]),
+    told=st.booleans(),
     rounds=st.sampled_from([1, 2]),
     closed=st.sampled_from([False, False, False, True]),
 )
@@ -260,7 +295,16 @@ def test_the_module_of_transformers_gives_the_same(family_folder: Path) -> None:
     assert run(bench(family_folder), schedule).core.totals.preemptions
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantized_models_end_every_answer(family_folder: Path, quantization: str) -> None:
+    """Their numbers are others, and not the same in every batch; the books balance all the same."""
+    aborts = tuple(Abort(place) for place in (3, 9, 12))
+    schedule = Schedule((*EVERYTHING, *aborts), block_size=3, spare=9, tokens=23, drafts=3, features=20)
+    assert run(bench(family_folder), schedule, quantization).core.totals.preemptions
+
+
 # Each case is played for what it says, and it is shown to have happened.
+
 
 def _preempted(parts: Parts) -> bool:
     return parts.core.totals.preemptions > 0
@@ -278,7 +322,10 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Parts], bool]]] = {
     "few blocks": ({"spare": 2, "block_size": 3, "seqs": 6}, _preempted),
     "few blocks, none shared": ({"spare": 1, "block_size": 16, "seqs": 6, "prefix": False}, _preempted),
     "drafts": ({"drafts": 8}, _accepted),
-    "drafts in few blocks": ({"drafts": 8, "spare": 2, "block_size": 1, "seqs": 6}, _preempted),
+    "right and wrong drafts in few blocks": (
+        {"drafts": 8, "told": True, "spare": 2, "block_size": 1, "seqs": 6},
+        lambda parts: _preempted(parts) and parts.core.totals.accepted > 50,
+    ),
     "chunks that end inside of pictures": (
         {"tokens": 7, "encode": 1},
         lambda parts: parts.core.totals.steps > 100,
@@ -300,8 +347,11 @@ def test_case(family_folder: Path, name: str) -> None:
 
 def test_a_seed_gives_one_text_in_any_company(family_folder: Path) -> None:
     asked = tuple(Ask(name, seed=seed, n=3) for name in ("text", "twice", "clip") for seed in (1, 2))
-    for drafts in (0, 8):
+    for drafts in (0, 6):
         for others in ((), EVERYTHING):
-            run(bench(family_folder), Schedule((*asked, *others), tokens=31, drafts=drafts, spare=4))
+            run(
+                bench(family_folder),
+                Schedule((*asked, *others), tokens=31, drafts=drafts, told=True, spare=4),
+            )
     texts = [expected_of(bench(family_folder), "text", seed)[index] for seed in (1, 2) for index in (0, 1, 2)]
     assert len({tuple(text) for text in texts}) == 6
