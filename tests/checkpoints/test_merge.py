@@ -19,9 +19,10 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from sightline.checkpoints.merge import merge, parse_size
+from sightline.checkpoints.merge import merge
+from sightline.checkpoints.shards import parse_size
 from sightline.checkpoints.store import Store
-from sightline.checkpoints.verify import _inputs, _logits
+from sightline.checkpoints.verify import logits_of, trial_inputs
 from sightline.errors import SightlineError
 
 TEXT = {
@@ -69,10 +70,10 @@ def difference(
     base: Path, adapter: Path, merged: Path, kind: Any, dtype: Any = torch.float32
 ) -> tuple[float, float]:
     """Largest difference of logits between PEFT and the merged model, and how far the adapter moved them."""
-    inputs = _inputs(json.loads((base / "config.json").read_text()))
-    plain = _logits(kind.from_pretrained(base, dtype=dtype), inputs)
-    adapted = _logits(PeftModel.from_pretrained(kind.from_pretrained(base, dtype=dtype), adapter), inputs)
-    found = _logits(kind.from_pretrained(merged, dtype=dtype), inputs)
+    inputs = trial_inputs(json.loads((base / "config.json").read_text()))
+    plain = logits_of(kind.from_pretrained(base, dtype=dtype), inputs)
+    adapted = logits_of(PeftModel.from_pretrained(kind.from_pretrained(base, dtype=dtype), adapter), inputs)
+    found = logits_of(kind.from_pretrained(merged, dtype=dtype), inputs)
     return float((adapted - found).abs().max()), float((adapted - plain).abs().max())
 
 

@@ -12,4 +12,5 @@ TOKENIZER = (
     "tokenizer.model",
 )
 TEMPLATE = ("chat_template.jinja", "chat_template.json")
+PROCESSOR = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 GENERATION = ("generation_config.json",)

@@ -6,7 +6,6 @@ Every tensor of the adapter must find its place before anything is written. Memo
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.checkpoints import companions
 from sightline.checkpoints.adapter import Adapter, open_adapter, pairs
-from sightline.checkpoints.store import INDEX, SINGLE, Store, read_config
-from sightline.errors import SightlineError, UsageError
+from sightline.checkpoints.shards import parse_size, write_shards
+from sightline.checkpoints.store import Store, read_config
+from sightline.errors import SightlineError
 from sightline.files import replacing_folder, write_json
 from sightline.progress import track
 
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 _COMPANIONS: tuple[tuple[str, ...], ...] = (
     companions.TOKENIZER,
     companions.TEMPLATE,
-    ("preprocessor_config.json",),
-    ("video_preprocessor_config.json",),
-    ("processor_config.json",),
+    *((name,) for name in companions.PROCESSOR),
     companions.GENERATION,
 )
 _TOKENIZER_PROPER = {"tokenizer.json", "vocab.json", "tokenizer.model"}
@@ -72,11 +70,16 @@ def merge(
     start = time.perf_counter()
     limit = parse_size(max_shard_size)
     config = read_config(base)
+    if config.get("quantization_config") is not None:
+        raise SightlineError(
+            f"{base} is quantized, and an adapter cannot be added to that; merge into the model that it was made "
+            "from, then quantize the result"
+        )
     store = Store(base)
     changes = open_adapter(adapter, store)
     names, untied = _names(config, store, changes)
     with replacing_folder(output) as folder:
-        written = _write(folder, _merged(store, changes, names), len(names), limit)
+        written = write_shards(folder, _merged(store, changes, names), limit)
         _copy_companions(folder, Path(adapter), Path(base))
         write_json(folder / "config.json", _untied(config) if untied else config)
     seconds = time.perf_counter() - start
@@ -103,19 +106,6 @@ def merge(
         largest_difference=proof.difference if proof else None,
         adapter_moved=proof.moved if proof else None,
     )
-
-
-def parse_size(size: str | int) -> int:
-    """`5GB`, `500MB`, `2GiB` or a number of bytes -> bytes.
-
-    Raises:
-        UsageError: not a size, or not above zero.
-    """
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    if match is None or match[2].upper() not in units or float(match[1]) <= 0:
-        raise UsageError(f"{size!r} is not a size; write it like 5GB, 500MB or 2GiB")
-    return max(1, int(float(match[1]) * units[match[2].upper()]))
 
 
 def _names(config: dict[str, Any], store: Store, adapter: Adapter) -> tuple[list[str], bool]:
@@ -156,44 +146,6 @@ def _merged(store: Store, adapter: Adapter, names: list[str]) -> Iterator[tuple[
         source = name if name in store else _embedding(store)
         assert source is not None  # only a tied head is absent, and that needs an embedding
         yield name, adapter.changed(store.get(source), name).contiguous()
-
-
-def _write(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], count: int, limit: int) -> int:
-    """Fill shards of at most `limit` bytes (a larger tensor has one alone); return the bytes of tensors."""
-    from safetensors.torch import save_file
-
-    files: list[Path] = []
-    placed: dict[str, int] = {}
-    shard: dict[str, torch.Tensor] = {}
-    held = total = 0
-
-    def flush() -> None:
-        files.append(folder / f"part-{len(files)}")
-        save_file(shard, files[-1], metadata={"format": "pt"})
-        shard.clear()
-
-    for name, tensor in tensors:
-        if shard and held + tensor.nbytes > limit:
-            flush()
-            held = 0
-        shard[name], placed[name] = tensor, len(files)
-        held += tensor.nbytes
-        total += tensor.nbytes
-    flush()
-    _name_shards(folder, files, placed, total)
-    return total
-
-
-def _name_shards(folder: Path, files: list[Path], placed: dict[str, int], total: int) -> None:
-    """Give the shards Hugging Face's names, now that their number is known, and write the index."""
-    if len(files) == 1:
-        files[0].rename(folder / SINGLE)
-        return
-    names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
-    for file, name in zip(files, names, strict=True):
-        file.rename(folder / name)
-    index = {"metadata": {"total_size": total}, "weight_map": {t: names[i] for t, i in placed.items()}}
-    write_json(folder / INDEX, index)
 
 
 def _copy_companions(folder: Path, adapter: Path, base: Path) -> None:

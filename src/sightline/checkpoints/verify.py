@@ -39,20 +39,21 @@ def verify(base: str | Path, adapter: str | Path, merged: str | Path) -> Verific
     one small picture if the model sees."""
     from peft import PeftModel
 
-    inputs = _inputs(read_config(base))
+    inputs = trial_inputs(read_config(base))
     # One model at a time: both together may not fit.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the libraries about one another
-        model = PeftModel.from_pretrained(_load(base), str(adapter))
-    expected = _logits(model, inputs)
+        model = PeftModel.from_pretrained(load_plain(base), str(adapter))
+    expected = logits_of(model, inputs)
     with model.disable_adapter():
-        plain = _logits(model, inputs)
+        plain = logits_of(model, inputs)
     del model
-    found = _logits(_load(merged), inputs)
+    found = logits_of(load_plain(merged), inputs)
     return Verification(float((expected - found).abs().max()), float((expected - plain).abs().max()))
 
 
-def _load(folder: str | Path) -> Any:
+def load_plain(folder: str | Path) -> Any:
+    """The model of a folder in float32, as transformers loads it."""
     import torch
     import transformers
 
@@ -61,14 +62,16 @@ def _load(folder: str | Path) -> Any:
     return (classes or transformers.AutoModelForCausalLM).from_pretrained(str(folder), dtype=torch.float32)
 
 
-def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[1, tokens, vocabulary]"""
     import torch
 
     with torch.inference_mode():
         return model.eval()(**inputs).logits
 
 
-def _inputs(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+def trial_inputs(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A fixed input for a model of this config.json: token ids, and a small picture if it sees."""
     import torch
 
     random = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sightline.checkpoints.merge import parse_size
+from sightline.checkpoints.shards import parse_size
 from sightline.engine.limits import MediaLimits
 from sightline.errors import UsageError
 

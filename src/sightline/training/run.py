@@ -13,12 +13,13 @@ import torch
 from torch import distributed
 from transformers import PrinterCallback, set_seed
 
-from sightline.errors import UsageError
+from sightline.errors import SightlineError, UsageError
 from sightline.files import write_json
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
 from sightline.models import attention
 from sightline.models.loading import check_weights, load_model
 from sightline.models.processor import Processor, load_processor
+from sightline.models.quantization.module import quantization_of
 from sightline.progress import note, set_quiet
 from sightline.training import checkpoint
 from sightline.training.config import TrainConfig
@@ -82,12 +83,21 @@ def _leave_together() -> None:
         distributed.destroy_process_group()
 
 
+def _check_float(folder: str | Path) -> None:
+    kind = quantization_of(folder)
+    if kind is not None:
+        raise SightlineError(
+            f"{folder} is in {kind}, which cannot learn; train the model that it was made from"
+        )
+
+
 def _run(config: TrainConfig, accelerator: Accelerator, resume_from: Path | None) -> TrainResult:
     """The run itself, from its rows to its result."""
     dtype = dtype_from_name(config.dtype, accelerator)
     # Rows before weights: a large model takes minutes to load, a faulty row should not wait for it.
     processor = load_processor(config.model, max_pixels=config.max_pixels, min_pixels=config.min_pixels)
     check_weights(config.model)
+    _check_float(config.model)
     training, validation = load_data(config, processor)
     module = load_model(
         config.model, device="cpu", dtype=dtype, attention=attention.register(), processor=processor

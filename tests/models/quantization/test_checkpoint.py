@@ -35,10 +35,10 @@ def read(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def answer(module: Any) -> torch.Tensor:
-    from sightline.checkpoints.verify import _inputs
+    from sightline.checkpoints.verify import trial_inputs
 
     with torch.inference_mode():
-        return module(**_inputs(module.config.to_dict())).logits[0]
+        return module(**trial_inputs(module.config.to_dict())).logits[0]
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -235,3 +235,15 @@ def test_compressed_tensors_reads_the_same_numbers(family: str, kind: str, tmp_p
         )
         decompress_module(other)
         assert torch.equal(other.weight, dequantize(integers, layer.weight_scale, torch.bfloat16)), name
+
+
+def test_a_quantized_folder_is_neither_merged_into_nor_trained(tmp_path: Path) -> None:
+    from sightline.checkpoints.merge import merge
+    from sightline.training.run import _check_float
+
+    quantize(tiny.make_model_folder(tmp_path / "float", "qwen2_vl"), tmp_path / "small", "int8")
+    with pytest.raises(SightlineError, match="is quantized, and an adapter"):
+        merge(tmp_path / "small", tmp_path, tmp_path / "out")
+    with pytest.raises(SightlineError, match="in int8, which cannot learn"):
+        _check_float(tmp_path / "small")
+    _check_float(tmp_path / "float")

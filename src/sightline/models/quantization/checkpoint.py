@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.checkpoints import companions
-from sightline.checkpoints.merge import _write, parse_size
 from sightline.checkpoints.names import canonical
+from sightline.checkpoints.shards import parse_size, write_shards
 from sightline.checkpoints.store import Store, read_config
 from sightline.errors import SightlineError, UsageError
 from sightline.files import replacing_folder, write_json
@@ -28,8 +28,7 @@ from sightline.progress import track
 if TYPE_CHECKING:
     import torch
 
-_PROCESSOR = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-_COMPANIONS = companions.TOKENIZER + companions.TEMPLATE + companions.GENERATION + _PROCESSOR
+_COMPANIONS = companions.TOKENIZER + companions.TEMPLATE + companions.GENERATION + companions.PROCESSOR
 # The linear layers of each part, by their module names in transformers and vLLM.
 _TEXT = r"re:.*layers[.]\d+[.](self_attn|mlp)[.]\w+_proj$"
 _VISION = r"re:.*visual[.](blocks|merger|deepstack_merger_list)[.].*(qkv|proj|fc[12]|mlp[.][02])$"
@@ -74,7 +73,7 @@ def quantize(
     names = _names(config, store)
     plan = _plan(store, names, scheme)
     with replacing_folder(output) as folder:
-        written = _write(folder, _quantized(store, names, plan, scheme), len(names), limit)
+        written = write_shards(folder, _quantized(store, names, plan, scheme), limit)
         for name in _COMPANIONS:
             if (Path(model) / name).is_file():
                 shutil.copyfile(Path(model) / name, folder / name)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sightline.checkpoints.store import read_config
-from sightline.checkpoints.verify import _inputs, _load, _logits
+from sightline.checkpoints.verify import load_plain, logits_of, trial_inputs
 from sightline.errors import SightlineError
 from sightline.models.families import family_of
 from sightline.models.quantization.module import load_quantized
@@ -36,11 +36,11 @@ def verify(model: str | Path, quantized: str | Path) -> Comparison:
         SightlineError: the quantized model's answer is not finite, or farther from the model's than an answer
             that knows nothing.
     """
-    inputs = _inputs(read_config(model))
-    expected = _logits(_load(model), inputs)[0]
+    inputs = trial_inputs(read_config(model))
+    expected = logits_of(load_plain(model), inputs)[0]
     kind = family_of(quantized).model_class()
     config = kind.config_class.from_pretrained(str(quantized))
-    found = _logits(load_quantized(kind, config, quantized, dtype=torch.float32), inputs)[0]
+    found = logits_of(load_quantized(kind, config, quantized, dtype=torch.float32), inputs)[0]
     result = compare(expected, found)
     if not result.divergence < compare(expected, torch.zeros_like(expected)).divergence:
         raise SightlineError(
