@@ -121,7 +121,8 @@ class Teller:
             return []
         drafts = fitting[count % len(fitting)][count : count + most]
         if count % 3 == 0:
-            drafts[count % len(drafts)] ^= 1
+            place = count % len(drafts)
+            drafts[place] = (drafts[place] + 1) % 100  # another token of the vocabulary
         return drafts
 
 
