@@ -18,6 +18,7 @@ from sightline.engine.sampler import Sampler
 from sightline.engine.scheduler import Scheduler
 from sightline.engine.settings import EngineSettings
 from sightline.errors import UsageError
+from sightline.hardware.host_threads import release_threads
 from sightline.models.loading import VisionLanguageModel, load_model
 from sightline.progress import note
 
@@ -85,6 +86,8 @@ def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None)
         dtype=model.dtype,
         most_tokens=size.max_model_len,
     )
+    if model.accelerator.kind == "cpu":
+        release_threads()  # the engine computes in a thread of its own
     return Parts(model, settings, core, Preparer(model, media, settings, max_model_len=size.max_model_len))
 
 

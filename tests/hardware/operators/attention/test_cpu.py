@@ -36,29 +36,40 @@ def test_a_chunk_behind_blocks_in_two_places() -> None:
 
 def test_neighbouring_blocks_are_one_run() -> None:
     plan = CpuAttention(4).plan([Piece(1, 9, [5, 6, 7]), Piece(3, 8, [1, 3, 4])])
-    assert [(batch.rows, batch.runs) for batch in plan.batches] == [(slice(0, 1), [(20, 10)])]
+    assert [(batch.rows, batch.parts[0]) for batch in plan.batches] == [(slice(0, 1), [(20, 10)])]
     assert plan.chunks == [(slice(1, 4), [(4, 4), (12, 4)])]
 
 
-def test_sequences_of_one_length_at_equal_distances_are_one_batch() -> None:
-    alike = [Piece(1, 9, [0, 2, 3]), Piece(1, 9, [0, 5, 6]), Piece(1, 9, [0, 8, 9])]  # one shared block
-    others = [Piece(1, 9, [0, 10, 11]), Piece(1, 8, [0, 13, 14])]
+def test_sequences_at_equal_distances_are_one_batch() -> None:
+    alike = [Piece(1, 9, [0, 2, 3]), Piece(1, 8, [0, 5, 6]), Piece(1, 10, [0, 8, 9])]  # one shared block
+    others = [Piece(1, 9, [0, 10, 12]), Piece(1, 9, [11, 13, 14]), Piece(1, 150, list(range(20, 60)))]
     batches = CpuAttention(4).plan(alike + others).batches
-    assert [batch.rows for batch in batches] == [slice(0, 3), slice(3, 4), slice(4, 5)]
-    assert (batches[0].runs, batches[0].distances) == ([(0, 4), (8, 6)], [0, 12])
+    assert [batch.rows for batch in batches] == [slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 6)]
+    first = batches[0]
+    assert (first.runs, first.distances) == ([(0, 4), (8, 5)], [0, 12])
+    # The second has nothing beyond the shortest, the third two tokens; what is filled up is its own last one.
+    assert first.rest is not None and first.unseen is not None
+    assert first.rest.tolist() == [13, 13, 24, 24, 37, 38]
+    assert first.unseen[:, 0].tolist() == [[False, True], [True, True], [False, False]]
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.integers(0, 10**6), st.integers(2, 4), st.integers(4, 14), st.integers(0, 1))
-def test_batches_agree_with_the_reference(seed: int, sequences: int, tokens: int, shared: int) -> None:
-    blocks, own = -(-(tokens + 1) // 4), range(shared, 100)
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(4, 14), min_size=2, max_size=4),
+    st.integers(0, 1),
+)
+def test_batches_agree_with_the_reference(seed: int, lengths: list[int], shared: int) -> None:
+    blocks, own = 4, range(shared + 1, 100)
     tables = [
         [*range(shared), *own[index * (blocks + 1) : index * (blocks + 1) + blocks - shared]]
-        for index in range(sequences)
+        for index in range(len(lengths))
     ]
-    prompts = [Piece(tokens, 0, table) for table in tables]
-    steps = [[prompt] for prompt in prompts] + [[Piece(1, tokens, table) for table in tables]]
-    assert_agrees(CpuAttention(4), steps, heads=6, kv_heads=2, seed=seed)
+    pairs = list(zip(lengths, tables, strict=True))
+    steps = [[Piece(length, 0, table)] for length, table in pairs]
+    decode = [Piece(1, length, table) for length, table in pairs]
+    assert_agrees(CpuAttention(4), [*steps, decode], heads=6, kv_heads=2, seed=seed)
+    assert len(CpuAttention(4).plan(decode).batches) == 1
 
 
 def test_the_cache_keeps_the_dtype_of_the_model() -> None:

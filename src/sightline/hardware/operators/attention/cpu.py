@@ -2,8 +2,8 @@
 
 A head's keys and values lie one after the other, so neighbouring blocks of a sequence are one matrix. The block pool
 hands out neighbours where it can; a sequence then is one run, and a few runs where blocks are shared or memory is
-short. Each run is read in place. Decoding sequences of one length that lie at equal distances, as the block pool puts
-sequences that came together, are one product: an operator's fixed cost is then paid once.
+short. Each run is read in place. Decoding sequences of about one length that lie at equal distances, as the block pool
+puts sequences that came together, are one product: an operator's fixed cost is then paid once.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # in float32; above, it reads the cache at half their rate (measured with 2 to 4 key-value heads of 64 to 128).
 _FUSED_BELOW = 512
 
+# Sequences are batched whose lengths differ by no more than so many tokens; those are copied.
+_MOST_REST = 64
+
 Run = tuple[int, int]  # first slot and number of tokens
 
 
@@ -37,12 +40,51 @@ class Batch:
 
     Attributes:
         rows: their places in the packed step, neighbours.
-        runs: of the first of them; those of the next lie `distances` slots further on.
+        parts: the runs of each of them: as many, and of one length but for the last.
+        distances: slots from one sequence's run to the next one's, for each run.
+        rest: slots of the tokens that the longer ones have beyond the shortest, int64 [sequences * most], filled up
+            with a slot of the sequence's own; `unseen` is True there, [sequences, 1, most].
     """
 
     rows: slice
-    runs: list[Run]
-    distances: list[int]
+    parts: list[list[Run]]
+    distances: list[int] = field(default_factory=list)
+    rest: torch.Tensor | None = None
+    unseen: torch.Tensor | None = None
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of the first sequence, the last one as short as the shortest."""
+        *equal, (first, _) = self.parts[0]
+        return [*equal, (first, min(part[-1][1] for part in self.parts))]
+
+    def take(self, parts: list[Run]) -> bool:
+        """Add the next row's sequence if it is like the others."""
+        first, count = self.parts[0], len(self.parts)
+        if len(parts) != len(first) or any(
+            one[1] != two[1] for one, two in zip(parts[:-1], first[:-1], strict=True)
+        ):
+            return False
+        steps = [at - start for (start, _), (at, _) in zip(first, parts, strict=True)]
+        if min(steps) < 0 or (count > 1 and steps != [count * distance for distance in self.distances]):
+            return False
+        lengths = [part[-1][1] for part in [*self.parts, parts]]
+        if max(lengths) - min(lengths) > _MOST_REST:
+            return False
+        self.distances = self.distances or steps
+        self.parts.append(parts)
+        self.rows = slice(self.rows.start, self.rows.stop + 1)
+        return True
+
+    def finish(self) -> None:
+        """Note what is beyond the shortest, when all are there."""
+        lengths = torch.tensor([part[-1][1] for part in self.parts])
+        shortest, most = int(lengths.min()), int(lengths.max() - lengths.min())
+        if most:
+            places = torch.arange(shortest, shortest + most).expand(len(lengths), -1)
+            firsts = torch.tensor([part[-1][0] for part in self.parts])
+            self.rest = (torch.minimum(places, lengths[:, None] - 1) + firsts[:, None]).flatten()
+            self.unseen = (places >= lengths[:, None])[:, None]
 
 
 @dataclass
@@ -88,8 +130,13 @@ class CpuAttention(PagedAttention):
             if piece.length > 1:
                 plan.chunks.append((part, runs(piece.table, piece.context, self.block_size)))
             else:
-                _append(plan.batches, start, runs(piece.table, piece.end, self.block_size))
+                seen = runs(piece.table, piece.end, self.block_size)
+                last = plan.batches[-1] if plan.batches else None
+                if last is None or last.rows.stop != start or not last.take(seen):
+                    plan.batches.append(Batch(part, [seen]))
             start += piece.length
+        for batch in plan.batches:
+            batch.finish()
         return plan
 
     def attend(
@@ -109,26 +156,13 @@ class CpuAttention(PagedAttention):
         for batch in plan.batches:
             rows = batch.rows
             if rows.stop - rows.start == 1:
-                _decode(query[rows.start], keys, values, batch.runs, scale, output[rows.start])
+                _decode(query[rows.start], keys, values, batch.parts[0], scale, output[rows.start])
             else:
                 _decode_together(query[rows], keys, values, batch, scale, output[rows])
         for part, seen in plan.chunks:
             context = [(keys[:, at : at + n], values[:, at : at + n]) for at, n in seen]
             output[part] = _chunk(query[part], key[part], value[part], context, scale)
         return output
-
-
-def _append(batches: list[Batch], row: int, parts: list[Run]) -> None:
-    """Add a decoding sequence to the last batch where it fits, else as a batch of its own."""
-    last = batches[-1] if batches else None
-    if last is not None and last.rows.stop == row and [n for _, n in last.runs] == [n for _, n in parts]:
-        more = last.rows.stop - last.rows.start
-        steps = [at - first for (first, _), (at, _) in zip(last.runs, parts, strict=True)]
-        if min(steps) >= 0 and (more == 1 or steps == [more * distance for distance in last.distances]):
-            last.rows = slice(last.rows.start, row + 1)
-            last.distances = steps if more == 1 else last.distances
-            return
-    batches.append(Batch(slice(row, row + 1), parts, []))
 
 
 def _decode(
@@ -160,14 +194,21 @@ def _decode_together(
     output: torch.Tensor,
 ) -> None:
     """A token of each sequence of a batch. query and output [sequences, heads, head_dim]."""
-    shared = (query * scale).view(len(query), keys.shape[0], -1, query.shape[-1])
+    count, runs_of_first = len(query), batch.runs
+    shared = (query * scale).view(count, keys.shape[0], -1, query.shape[-1])
     placed = output.view_as(shared)
     for head in range(keys.shape[0]):
-        seen = [
-            [_strided(cache[head], run, distance, len(query)) for cache in (keys, values)]
-            for run, distance in zip(batch.runs, batch.distances, strict=True)
-        ]
-        placed[:, head] = _products(shared[:, head], [one for one, _ in seen], [other for _, other in seen])
+        seen_keys, seen_values = (
+            [
+                _strided(cache[head], run, distance, count)
+                for run, distance in zip(runs_of_first, batch.distances, strict=True)
+            ]
+            for cache in (keys, values)
+        )
+        if batch.rest is not None:
+            seen_keys.append(keys[head].index_select(0, batch.rest).unflatten(0, (count, -1)))
+            seen_values.append(values[head].index_select(0, batch.rest).unflatten(0, (count, -1)))
+        placed[:, head] = _products(shared[:, head], seen_keys, seen_values, batch.unseen)
 
 
 def _strided(cache: torch.Tensor, run: Run, distance: int, count: int) -> torch.Tensor:
@@ -177,25 +218,35 @@ def _strided(cache: torch.Tensor, run: Run, distance: int, count: int) -> torch.
     return cache.as_strided((count, run[1], cache.shape[1]), (distance * slots, slots, width), offset)
 
 
-def _products(query: torch.Tensor, keys: list[torch.Tensor], values: list[torch.Tensor]) -> torch.Tensor:
+def _products(
+    query: torch.Tensor,
+    keys: list[torch.Tensor],
+    values: list[torch.Tensor],
+    unseen: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Attention of rows to all of `keys`, run by run.
 
     Args:
         query: [B, rows, D], scaled; keys, values: of each run [B, tokens, D].
+        unseen: bool [B, 1, tokens of the last run], True where there is nothing to see.
 
     Returns:
         [B, rows, D]
     """
     columns = query.transpose(1, 2)
     # Keys times queries, not queries times keys: the long matrix is then read as it lies.
-    scores = [torch.bmm(part, columns) for part in keys]
-    joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
-    weights = torch.softmax(joined.transpose(1, 2).contiguous(), dim=-1)
-    if len(values) == 1:
-        return torch.bmm(weights, values[0])
-    mixed = torch.zeros_like(query)
-    for share, part in zip(weights.split([part.shape[1] for part in values], dim=2), values, strict=True):
-        mixed.baddbmm_(share, part)
+    scores = [torch.bmm(part, columns).transpose(1, 2) for part in keys]
+    if unseen is not None:
+        scores[-1] = scores[-1].masked_fill(unseen, -torch.inf)
+    joined = scores[0].contiguous() if len(scores) == 1 else torch.cat(scores, dim=2)
+    weights = torch.softmax(joined, dim=-1)
+    mixed: torch.Tensor | None = None
+    start = 0
+    for part in values:
+        share = weights[:, :, start : start + part.shape[1]]
+        mixed = torch.bmm(share, part) if mixed is None else mixed.baddbmm_(share, part)
+        start += part.shape[1]
+    assert mixed is not None
     return mixed
 
 
