@@ -48,7 +48,8 @@ def test_sequences_at_equal_distances_are_one_batch() -> None:
     first = batches[0]
     assert (first.runs, first.distances) == ([(0, 4), (8, 5)], [0, 12])
     # The second has nothing beyond the shortest, the third two tokens; what is filled up is its own last one.
-    assert first.rest is not None and first.unseen is not None
+    assert first.rest is not None
+    assert first.unseen is not None
     assert first.rest.tolist() == [13, 13, 24, 24, 37, 38]
     assert first.unseen[:, 0].tolist() == [[False, True], [True, True], [False, False]]
 
