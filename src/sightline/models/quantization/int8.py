@@ -17,7 +17,7 @@ from sightline.models.quantization.weights import dequantize, quantize_int8
 _SLICE_BYTES = 20_000_000
 _SLICE_ROWS = 512
 _FEW = 1 << 15  # elements up to which the number of operations counts, not the elements
-_QUANTIZED_TOGETHER = 1 << 20  # elements whose float32 copies stay in the caches
+_QUANTIZED_TOGETHER = 1 << 18  # elements whose float32 copies stay in the caches
 
 
 @functools.lru_cache
@@ -31,15 +31,17 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row of `x` [rows, K] as 8 bit integers around 128.
 
     Returns:
-        (q uint8 [rows, K] in 1..255, largest float32 [rows, 1]), with x about (q - 128) * largest / 127
+        (q uint8 [rows, K] in 1..255, largest [rows, 1] in the dtype of `x`), with x about (q - 128) * largest / 127
     """
     half, tiny = _constants(x.device)
-    largest = torch.maximum(_largest(x), tiny)
+    # One of the row's own numbers, so its dtype holds it exactly: products with it then need no wider one.
+    largest = _largest(x)
+    divisor = torch.maximum(largest, tiny)
     if x.numel() < _FEW:  # the fewest operations
-        return torch.addcdiv(half, x, largest, value=127.0).to(torch.uint8), largest
+        return torch.addcdiv(half, x, divisor, value=127.0).to(torch.uint8), largest
     # Rounded, cut to int8 and moved by 128 in three quick passes: a cast to uint8 alone takes longer than all of them.
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    steps = 127.0 / largest
+    steps = 127.0 / divisor
     rows = max(1, _QUANTIZED_TOGETHER // x.shape[1])
     for out, part, step in zip(q.split(rows), x.split(rows), steps.split(rows), strict=True):
         out.copy_(part.to(torch.float32, copy=True).mul_(step).round_())
@@ -47,11 +49,11 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _largest(x: torch.Tensor) -> torch.Tensor:
-    """The largest magnitude of each row of [rows, K], float32 [rows, 1]."""
+    """The largest magnitude of each row of [rows, K], [rows, 1]."""
     if x.dtype == torch.float32 or x.numel() < _FEW:
-        return x.abs().amax(-1, keepdim=True).float()
+        return x.abs().amax(-1, keepdim=True)
     # Without their sign, 16 bit floats are ordered as integers are, which the processor compares faster.
-    return (x.view(torch.int16) & 0x7FFF).amax(-1, keepdim=True).view(x.dtype).float()
+    return (x.view(torch.int16) & 0x7FFF).amax(-1, keepdim=True).view(x.dtype)
 
 
 class Int8Linear(nn.Module):
@@ -158,12 +160,23 @@ class OneDnnKernel:
     def multiply(
         self, q: torch.Tensor, largest: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> torch.Tensor:
-        """q uint8 [rows, K], largest float32 [rows, 1] -> [rows, N] in `dtype`."""
+        """q uint8 [rows, K], largest [rows, 1] -> [rows, N] in `dtype`."""
         if dtype == torch.float16:  # oneDNN writes bfloat16 and float32
             return self.multiply(q, largest, None if bias is None else bias.float(), torch.float32).half()
         if len(q) == 1:
             return torch.ops.onednn.qlinear_pointwise.tensor(
-                *(q, largest, self.zero_point, self.packed, self.scale, self.zeros, bias, 1.0, 0, dtype),
+                *(
+                    q,
+                    largest.float(),
+                    self.zero_point,
+                    self.packed,
+                    self.scale,
+                    self.zeros,
+                    bias,
+                    1.0,
+                    0,
+                    dtype,
+                ),
                 *("none", [], ""),
             )
         if len(q) > _SLICE_ROWS and len(q) * len(self.scale) * dtype.itemsize > _SLICE_BYTES:
@@ -206,7 +219,7 @@ class IntMmKernel:
     def multiply(
         self, q: torch.Tensor, largest: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> torch.Tensor:
-        """q uint8 [rows, K], largest float32 [rows, 1] -> [rows, N] in `dtype`."""
+        """q uint8 [rows, K], largest [rows, 1] -> [rows, N] in `dtype`."""
         rows = len(q)
         signed = (q ^ 128).view(torch.int8)  # minus 128
         if rows <= 16 or rows % 8:

@@ -28,6 +28,10 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # in float32; above, it reads the cache at half their rate (measured with 2 to 4 key-value heads of 64 to 128).
 _FUSED_BELOW = 512
 
+# Scores of a chunk that are held at a time (8 MiB in bf16).
+_SCORES = 1 << 22
+_LEAST_ROWS = 64
+
 # Sequences are batched whose lengths differ by no more than so many tokens; those are copied.
 _MOST_REST = 64
 
@@ -240,14 +244,7 @@ def _products(
         scores[-1] = scores[-1].masked_fill(unseen, -torch.inf)
     joined = scores[0].contiguous() if len(scores) == 1 else torch.cat(scores, dim=2)
     weights = torch.softmax(joined, dim=-1)
-    mixed: torch.Tensor | None = None
-    start = 0
-    for part in values:
-        share = weights[:, :, start : start + part.shape[1]]
-        mixed = torch.bmm(share, part) if mixed is None else mixed.baddbmm_(share, part)
-        start += part.shape[1]
-    assert mixed is not None
-    return mixed
+    return _weighted(weights, values)
 
 
 def _joined(cache: torch.Tensor, parts: list[Run]) -> torch.Tensor:
@@ -263,7 +260,7 @@ def _chunk(
     context: list[tuple[torch.Tensor, torch.Tensor]],
     scale: float,
 ) -> torch.Tensor:
-    """A chunk of a prompt: causal among its own tokens, everything of the context; joined by their normalisers.
+    """A chunk of a prompt: causal among its own tokens, everything of the context.
 
     Args:
         query: [T, heads, D]; key and value: [T, kv_heads, D].
@@ -273,19 +270,36 @@ def _chunk(
         [T, heads, D]
     """
     tokens, heads, width = query.shape
-    groups = heads // key.shape[1]
-    own_keys, own_values = (t.transpose(0, 1).repeat_interleave(groups, dim=0)[None] for t in (key, value))
-    own, normaliser = _flash(query.transpose(0, 1)[None], own_keys, own_values, is_causal=True, scale=scale)
-    if not context:
-        return own[0].transpose(0, 1)
-    # Without a mask, the heads that share keys may be rows of one matrix: nothing is repeated.
-    rows = query.view(tokens, -1, groups, width).permute(1, 2, 0, 3).reshape(1, -1, groups * tokens, width)
-    outputs, normalisers = [own[0].float()], [normaliser[0]]
-    for run_keys, run_values in context:
-        mixed, normaliser = _flash(rows, run_keys[None], run_values[None], scale=scale)
-        outputs.append(mixed[0].reshape(heads, tokens, width).float())
-        normalisers.append(normaliser[0].reshape(heads, tokens))
-    shares = torch.stack(normalisers).softmax(0)
-    joined = sum(part * share[..., None] for part, share in zip(outputs, shares, strict=True))
-    assert isinstance(joined, torch.Tensor)
-    return joined.transpose(0, 1).to(query.dtype)
+    shared = key.shape[1]
+    # The heads that share keys are rows of one matrix: nothing is repeated.
+    grouped = (query * scale).view(tokens, shared, -1, width).permute(1, 2, 0, 3)
+    own_keys, own_values = key.transpose(0, 1), value.transpose(0, 1)
+    output = torch.empty(shared, heads // shared, tokens, width, dtype=query.dtype, device=query.device)
+    columns = tokens + sum(part[0].shape[1] for part in context)
+    rows = min(tokens, max(_LEAST_ROWS, _SCORES // (heads * columns)))
+    for start in range(0, tokens, rows):
+        end = min(tokens, start + rows)
+        part = grouped[:, :, start:end].reshape(shared, -1, width)
+        seen = [*context, (own_keys[:, :end], own_values[:, :end])]
+        scores = [torch.bmm(part, keys.transpose(1, 2)) for keys, _ in seen]
+        later = torch.ones(end - start, end, dtype=torch.bool, device=query.device).triu_(start + 1)
+        scores[-1].view(shared, -1, end - start, end).masked_fill_(later, -torch.inf)
+        weights = torch.softmax(scores[0] if len(scores) == 1 else torch.cat(scores, dim=2), dim=-1)
+        output[:, :, start:end] = _weighted(weights, [values for _, values in seen]).view(
+            shared, -1, end - start, width
+        )
+    return output.permute(2, 0, 1, 3).reshape(tokens, heads, width)
+
+
+def _weighted(weights: torch.Tensor, values: list[torch.Tensor]) -> torch.Tensor:
+    """[B, rows, tokens of all runs] times the values of each run [B, tokens, D] -> [B, rows, D]"""
+    if len(values) == 1:
+        return torch.bmm(weights, values[0])
+    mixed: torch.Tensor | None = None
+    start = 0
+    for part in values:
+        share = weights[:, :, start : start + part.shape[1]]
+        mixed = torch.bmm(share, part) if mixed is None else mixed.baddbmm_(share, part)
+        start += part.shape[1]
+    assert mixed is not None
+    return mixed
