@@ -32,6 +32,9 @@ _FUSED_BELOW = 512
 _SCORES = 1 << 22
 _LEAST_ROWS = 64
 
+# Up to so many rows of queries the keys are the matrix that costs.
+_FEW_ROWS = 48
+
 # Sequences are batched whose lengths differ by no more than so many tokens; those are copied.
 _MOST_REST = 64
 
@@ -237,13 +240,10 @@ def _products(
     Returns:
         [B, rows, D]
     """
-    columns = query.transpose(1, 2)
-    # Keys times queries, not queries times keys: the long matrix is then read as it lies.
-    scores = [torch.bmm(part, columns).transpose(1, 2) for part in keys]
+    scores = [_scores(query, part) for part in keys]
     if unseen is not None:
-        scores[-1] = scores[-1].masked_fill(unseen, -torch.inf)
-    joined = scores[0].contiguous() if len(scores) == 1 else torch.cat(scores, dim=2)
-    weights = torch.softmax(joined, dim=-1)
+        scores[-1].masked_fill_(unseen, -torch.inf)
+    weights = torch.softmax(scores[0] if len(scores) == 1 else torch.cat(scores, dim=2), dim=-1)
     return _weighted(weights, values)
 
 
@@ -281,7 +281,7 @@ def _chunk(
         end = min(tokens, start + rows)
         part = grouped[:, :, start:end].reshape(shared, -1, width)
         seen = [*context, (own_keys[:, :end], own_values[:, :end])]
-        scores = [torch.bmm(part, keys.transpose(1, 2)) for keys, _ in seen]
+        scores = [_scores(part, keys) for keys, _ in seen]
         later = torch.ones(end - start, end, dtype=torch.bool, device=query.device).triu_(start + 1)
         scores[-1].view(shared, -1, end - start, end).masked_fill_(later, -torch.inf)
         weights = torch.softmax(scores[0] if len(scores) == 1 else torch.cat(scores, dim=2), dim=-1)
@@ -289,6 +289,14 @@ def _chunk(
             shared, -1, end - start, width
         )
     return output.permute(2, 0, 1, 3).reshape(tokens, heads, width)
+
+
+def _scores(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """[B, rows, D] and [B, tokens, D] -> [B, rows, tokens]"""
+    if query.shape[1] > _FEW_ROWS:
+        return torch.bmm(query, keys.transpose(1, 2))
+    # Keys times queries: the long matrix is then read as it lies.
+    return torch.bmm(keys, query.transpose(1, 2)).transpose(1, 2).contiguous()
 
 
 def _weighted(weights: torch.Tensor, values: list[torch.Tensor]) -> torch.Tensor:
