@@ -70,7 +70,7 @@ def measure(contestant: Contestant, job: Job) -> dict[str, Any]:
         question.write_text(json.dumps(asdict(job)), encoding="utf-8")
         command = [contestant.python or sys.executable, "-m", "offline.worker", str(question), str(answer)]
         environment = os.environ | {
-            "PYTHONPATH": str(_PACKAGES),
+            "PYTHONPATH": _python_path(),
             "HF_HUB_OFFLINE": "1",
             "SIGHTLINE_QUIET": "1",
         }
@@ -94,13 +94,18 @@ def measure(contestant: Contestant, job: Job) -> dict[str, Any]:
 
 def ceilings(device: str) -> dict[str, float]:
     """Measured in a process of its own, so that its memory is free again when the contestants run."""
-    environment = os.environ | {"PYTHONPATH": str(_PACKAGES)}
+    environment = os.environ | {"PYTHONPATH": _python_path()}
     command = [sys.executable, "-m", "offline.ceilings", device]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SightlineError(f"the ceilings of {device} could not be measured:\n{done.stderr[-2000:]}")
     found: dict[str, float] = json.loads(done.stdout)
     return found
+
+
+def _python_path() -> str:
+    """The benchmarks', and what the caller has set: another checkout of Sightline, perhaps."""
+    return os.pathsep.join([str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def best(several: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -87,3 +87,14 @@ def converted(linear: nn.Module, convert: Convert) -> nn.Module:
     if isinstance(linear, LAYERS):
         return linear.prepare()
     return convert(linear) if type(linear) is nn.Linear else linear
+
+
+def direct(linear: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What computes rows [T, K] without torch's checks for hooks, which cost as much as a small product.
+
+    Our own maps only: others may have hooks.
+    """
+    if isinstance(linear, LAYERS):
+        kernel, bias = linear.prepare().kernel, linear.bias
+        return lambda rows: kernel(rows, bias)
+    return linear.forward if isinstance(linear, PackedLinear) else linear

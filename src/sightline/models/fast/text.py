@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from sightline.hardware.operators.attention.paged import PagedAttention, Plan
-from sightline.models.fast.linear import Convert, converted, join
+from sightline.models.fast.linear import Convert, converted, direct, join
 from sightline.models.text import Deepstack
 
 # Results beyond this are not kept by the host's allocator, and their pages cost more than the product.
@@ -64,12 +64,12 @@ class Layer:
         self._before = Norm(layer.input_layernorm.weight, _eps(layer.input_layernorm))
         self._between = Norm(layer.post_attention_layernorm.weight, _eps(layer.post_attention_layernorm))
         self._head_norm = _head_norm(inner, self._queries, self._turned)
-        self._qkv = converted(join([inner.q_proj, inner.k_proj, inner.v_proj]), convert)
-        self._out = converted(inner.o_proj, convert)
+        self._qkv = direct(converted(join([inner.q_proj, inner.k_proj, inner.v_proj]), convert))
+        self._out = direct(converted(inner.o_proj, convert))
         self._activation = functional.silu if isinstance(mlp.act_fn, _SILU) else mlp.act_fn
         self._inside = _width(mlp.gate_proj)
-        self._gate_up = converted(join([mlp.gate_proj, mlp.up_proj]), convert)
-        self._down = converted(mlp.down_proj, convert)
+        self._gate_up = direct(converted(join([mlp.gate_proj, mlp.up_proj]), convert))
+        self._down = direct(converted(mlp.down_proj, convert))
 
     def __call__(
         self, hidden: torch.Tensor, rotary: Rotary, attention: PagedAttention, plan: Plan

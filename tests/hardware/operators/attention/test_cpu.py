@@ -26,6 +26,7 @@ def test_agrees_with_the_reference(
     steps = random_steps(seed, block_size, longest=60 if block_size > 1 else 12)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "_FUSED_BELOW", fused_below)
+        patch.setattr(cpu, "_COPIED_BELOW", fused_below)
         patch.setattr(cpu, "_SCORES", fused_below)
         patch.setattr(cpu, "_LEAST_ROWS", 5)
         assert_agrees(CpuAttention(block_size), steps, heads=heads[0], kv_heads=heads[1], seed=seed)

@@ -28,6 +28,9 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # in float32; above, it reads the cache at half their rate (measured with 2 to 4 key-value heads of 64 to 128).
 _FUSED_BELOW = 512
 
+# So little is sooner copied into one run than read run by run.
+_COPIED_BELOW = 2048
+
 # Scores of a chunk that are held at a time (8 MiB in bf16).
 _SCORES = 1 << 22
 _LEAST_ROWS = 64
@@ -182,13 +185,16 @@ def _decode(
 ) -> None:
     """One token. query and output [heads, head_dim]; heads that share keys are rows of one product."""
     shared = query.view(keys.shape[0], -1, query.shape[-1])
-    if sum(count for _, count in parts) < _FUSED_BELOW:
-        # So little is sooner copied than read run by run.
-        seen = (_joined(keys, parts)[None], _joined(values, parts)[None])
-        output.copy_(_flash(shared[None], *seen, scale=scale)[0].view_as(output))
-        return
-    places = [slice(first, first + count) for first, count in parts]
-    mixed = _products(shared * scale, [keys[:, at] for at in places], [values[:, at] for at in places])
+    tokens = sum(count for _, count in parts)
+    if len(parts) > 1 and tokens > _COPIED_BELOW:
+        places = [slice(first, first + count) for first, count in parts]
+        mixed = _products(shared * scale, [keys[:, at] for at in places], [values[:, at] for at in places])
+    else:
+        seen_keys, seen_values = _joined(keys, parts), _joined(values, parts)
+        if tokens < _FUSED_BELOW:
+            mixed = _flash(shared[None], seen_keys[None], seen_values[None], scale=scale)[0]
+        else:
+            mixed = _products(shared * scale, [seen_keys], [seen_values])
     output.copy_(mixed.view_as(output))
 
 
