@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from tiny import make_tokenizer
 
-from sightline.engine.answer import Answer
-from sightline.engine.blocks import BlockPool
 from sightline.engine.core import EngineCore
-from sightline.engine.encoder_cache import EncoderCache
 from sightline.engine.inputs import Prompt
+from sightline.engine.media.encoder_cache import EncoderCache
 from sightline.engine.record import Preparation
-from sightline.engine.request import Request
-from sightline.engine.sampler import Sampler
-from sightline.engine.sampling import SamplingParams
-from sightline.engine.scheduler import Scheduler
+from sightline.engine.sampling.answer import Answer
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.sampling.sampler import Sampler
+from sightline.engine.scheduling.blocks import BlockPool
+from sightline.engine.scheduling.request import Request
+from sightline.engine.scheduling.scheduler import Scheduler
+from sightline.engine.scheduling.step import Step
 from sightline.engine.settings import EngineSettings
 from sightline.engine.stats import CacheUse
-from sightline.engine.step import Step
 from sightline.errors import SightlineError
 
 WORDS = 300  # of the vocabulary

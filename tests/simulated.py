@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sightline.engine.request import Medium, Request, Span
-from sightline.engine.sampling import SamplingParams
-from sightline.engine.scheduler import Scheduler, Step
-from sightline.engine.sequence import Sequence
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.scheduling.request import Medium, Request, Span
+from sightline.engine.scheduling.scheduler import Scheduler, Step
+from sightline.engine.scheduling.sequence import Sequence
 
 PLACEHOLDER = 9
 VOCABULARY = 3

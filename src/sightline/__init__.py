@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 # costs nothing and the command line's help needs no torch.
 _HOMES = {
     "LLM": "sightline.engine.llm",
-    "SamplingParams": "sightline.engine.sampling",
+    "SamplingParams": "sightline.engine.sampling.params",
     "process_vision_info": "sightline.data.vision_inputs",
 }
 
@@ -20,7 +20,7 @@ __all__ = ["LLM", "SamplingParams", "__version__", "process_vision_info"]
 if TYPE_CHECKING:
     from sightline.data.vision_inputs import process_vision_info
     from sightline.engine.llm import LLM
-    from sightline.engine.sampling import SamplingParams
+    from sightline.engine.sampling.params import SamplingParams
 
 
 def __getattr__(name: str) -> Any:

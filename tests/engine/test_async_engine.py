@@ -13,8 +13,8 @@ from engine_parts import PlainPreparer, RuleRunner, answer_to, make_core
 from tiny import make_tokenizer
 
 from sightline.engine.async_engine import AsyncEngine, EngineFull, EngineStopped
-from sightline.engine.sampling import SamplingParams
-from sightline.engine.step import Step
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.scheduling.step import Step
 from sightline.errors import SightlineError
 
 

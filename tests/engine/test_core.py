@@ -9,9 +9,9 @@ import pytest
 from engine_parts import RuleRunner, answer_to, make_core, make_request
 
 from sightline.engine.core import EngineCore
-from sightline.engine.request import Request
-from sightline.engine.sampling import SamplingParams
-from sightline.engine.step import Step
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.scheduling.request import Request
+from sightline.engine.scheduling.step import Step
 from sightline.errors import UsageError
 
 

@@ -16,8 +16,8 @@ from exactness import QUESTIONS, TOKENS, Bench, ask, bench, photo
 from sightline.data.conversation import Conversation, Text
 from sightline.engine.async_engine import AsyncEngine
 from sightline.engine.outputs import RequestOutput
-from sightline.engine.request import Request
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.scheduling.request import Request
 from sightline.engine.stats import Stats
 from sightline.engine.stream import Stream
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sightline.data.conversation import Conversation, Image, Message, Text, Video
 from sightline.engine.llm import LLM
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling.params import SamplingParams
 
 TOKENS = 12
 

@@ -319,6 +319,10 @@ def test_pixel_limits_of_a_prompt(llm: LLM) -> None:
         ),
         ({"prompt": "<|image_pad|>"}, "1 <|image_pad|> for 0"),
         (
+            {"prompt": "<|image_pad|>" * 2, "multi_modal_data": {"image": [Pillow.new("RGB", (99, 99))] * 2}},
+            "side by side",
+        ),
+        (
             {"prompt": "<|image_pad|>" * 3, "multi_modal_data": {"image": [Pillow.new("RGB", (9, 9))] * 3}},
             "3 images",
         ),

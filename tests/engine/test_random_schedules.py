@@ -20,8 +20,8 @@ from sightline.engine import core, runner
 from sightline.engine.assembly import Parts
 from sightline.engine.inputs import Prompt
 from sightline.engine.outputs import RequestOutput
-from sightline.engine.request import Request
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.scheduling.request import Request
 
 # Far more steps than any schedule here needs: who takes more makes no progress.
 _MOST_STEPS = 3000

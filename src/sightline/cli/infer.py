@@ -84,7 +84,7 @@ def command(
     """
     from sightline.engine.llm import LLM
     from sightline.engine.offline.infer import infer
-    from sightline.engine.sampling import SamplingParams
+    from sightline.engine.sampling.params import SamplingParams
 
     questions = _questions(prompt, image or [], video or [], data, dataset_path, media_root, max_samples)
     if output is None and len(questions) > 1:

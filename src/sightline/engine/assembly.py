@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sightline.engine.async_engine import AsyncEngine
-from sightline.engine.blocks import BlockPool
 from sightline.engine.core import EngineCore
-from sightline.engine.encoder_cache import EncoderCache
-from sightline.engine.image_cache import ImageCache
-from sightline.engine.media import MediaPreparer
+from sightline.engine.media.encoder_cache import EncoderCache
+from sightline.engine.media.image_cache import ImageCache
+from sightline.engine.media.opening import MediaPreparer
 from sightline.engine.memory import Needs, encoder_cache_bytes, largest_medium, size_cache
 from sightline.engine.preprocess import Preparer
 from sightline.engine.runner import Runner
-from sightline.engine.sampler import Sampler
-from sightline.engine.scheduler import Scheduler
+from sightline.engine.sampling.sampler import Sampler
+from sightline.engine.scheduling.blocks import BlockPool
+from sightline.engine.scheduling.scheduler import Scheduler
 from sightline.engine.settings import EngineSettings
 from sightline.errors import UsageError
 from sightline.hardware.host_threads import release_threads

@@ -21,8 +21,8 @@ from sightline.engine.inputs import read_prompt
 from sightline.engine.line import Job, Line, Result
 from sightline.engine.outputs import CompletionOutput, RequestOutput
 from sightline.engine.preprocess import Preparer
-from sightline.engine.sampling import SamplingParams
-from sightline.engine.sequence import Sequence
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.scheduling.sequence import Sequence
 from sightline.engine.settings import EngineSettings
 from sightline.engine.stats import Stats
 from sightline.engine.stream import Delta, Stream, Wakeups, wake

@@ -10,21 +10,21 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from sightline.engine.answer import decode_logprobs
-from sightline.engine.logprobs import prompt_logprobs
 from sightline.engine.outputs import RequestOutput
 from sightline.engine.record import Preparation, Record
-from sightline.engine.speculation import NgramIndex
+from sightline.engine.sampling.answer import decode_logprobs
+from sightline.engine.sampling.logprobs import prompt_logprobs
+from sightline.engine.sampling.speculation import NgramIndex
 from sightline.engine.stats import CacheUse, Stats, Totals
 from sightline.errors import SightlineError, first_line
 
 if TYPE_CHECKING:
     import torch
 
-    from sightline.engine.request import Request
-    from sightline.engine.sampler import Choice
-    from sightline.engine.scheduler import Chunk, Step
-    from sightline.engine.sequence import Sequence
+    from sightline.engine.sampling.sampler import Choice
+    from sightline.engine.scheduling.request import Request
+    from sightline.engine.scheduling.scheduler import Chunk, Step
+    from sightline.engine.scheduling.sequence import Sequence
     from sightline.engine.settings import EngineSettings
 
 log = logging.getLogger("sightline.engine")

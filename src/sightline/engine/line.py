@@ -18,8 +18,8 @@ from sightline.engine.core import EngineCore
 from sightline.engine.inputs import Prompt
 from sightline.engine.preprocess import Preparer
 from sightline.engine.record import Preparation
-from sightline.engine.request import Request
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.scheduling.request import Request
 from sightline.engine.stream import Stream
 from sightline.errors import SightlineError
 

@@ -14,7 +14,7 @@ from sightline.engine.assembly import assemble
 from sightline.engine.async_engine import AsyncEngine
 from sightline.engine.inputs import Prompt, read_messages, read_prompt
 from sightline.engine.outputs import RequestOutput
-from sightline.engine.sampling import ParameterError, SamplingParams
+from sightline.engine.sampling.params import ParameterError, SamplingParams
 from sightline.engine.settings import EngineSettings
 from sightline.engine.stream import Stream
 from sightline.errors import SightlineError, UsageError

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from sightline.data.media import DEFAULT, Budget
-from sightline.engine.answer import Answer
 from sightline.engine.inputs import Prompt, check_text
-from sightline.engine.media import MediaPreparer
+from sightline.engine.media.opening import MediaPreparer
 from sightline.engine.record import Preparation
-from sightline.engine.request import Request
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling.answer import Answer
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.scheduling.request import Request
 from sightline.engine.settings import EngineSettings
 from sightline.engine.stats import CacheUse
 from sightline.errors import UsageError

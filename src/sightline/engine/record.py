@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sightline.engine.outputs import Logprob, RequestMetrics, RequestOutput
-from sightline.engine.speculation import NgramIndex
+from sightline.engine.sampling.speculation import NgramIndex
 
 if TYPE_CHECKING:
-    from sightline.engine.request import Request
+    from sightline.engine.scheduling.request import Request
 
 
 @dataclass

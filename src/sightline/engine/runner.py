@@ -21,9 +21,9 @@ from sightline.models.fast.vision import rewrite_tower
 from sightline.models.text import Deepstack, Text, TransformersText
 
 if TYPE_CHECKING:
-    from sightline.engine.encoder_cache import EncoderCache
-    from sightline.engine.request import Request
-    from sightline.engine.step import Chunk, Step
+    from sightline.engine.media.encoder_cache import EncoderCache
+    from sightline.engine.scheduling.request import Request
+    from sightline.engine.scheduling.step import Chunk, Step
     from sightline.models.loading import VisionLanguageModel
     from sightline.models.processor import Encoded
 

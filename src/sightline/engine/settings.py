@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.checkpoints.shards import parse_size
-from sightline.engine.limits import MediaLimits
+from sightline.engine.media.limits import MediaLimits
 from sightline.errors import UsageError
 
 QUANTIZATIONS = ("int8", "int4")

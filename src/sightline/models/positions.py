@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sightline.data.conversation import RowError
 from sightline.models.families import Family
 
 
@@ -37,17 +38,27 @@ class RopePositions:
 
         Returns:
             (int64 [3, T], what to add to a token's index to get its position when generating)
+
+        Raises:
+            RowError: two media of a kind have no token between them.
         """
         extra: dict[str, Any] = {}
         if self._family.clip_seconds and second_per_grid_ts:
             extra["second_per_grid_ts"] = torch.tensor(second_per_grid_ts)
-        positions, delta = self._rope_index(
-            input_ids=input_ids[None],
-            mm_token_type_ids=kinds[None],
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
-            **extra,
-        )
+        try:
+            positions, delta = self._rope_index(
+                input_ids=input_ids[None],
+                mm_token_type_ids=kinds[None],
+                image_grid_thw=image_grid_thw,
+                video_grid_thw=video_grid_thw,
+                **extra,
+            )
+        except RuntimeError as error:
+            # It takes neighbouring vision tokens of one kind for one medium, whose grid then is too small.
+            raise RowError(
+                "two pictures or clips stand side by side in the prompt; write <|vision_end|><|vision_start|> "
+                "between their placeholders"
+            ) from error
         return positions[:, 0], int(delta[0, 0])
 
 

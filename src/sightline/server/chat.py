@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sightline.data.conversation import Conversation, Image, Message, Part, Text, Video
 from sightline.data.media import Budget
 from sightline.engine.outputs import RequestOutput
-from sightline.engine.sampling import ParameterError, SamplingParams
+from sightline.engine.sampling.params import ParameterError, SamplingParams
 from sightline.server.errors import RequestError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}

@@ -12,7 +12,7 @@ from sightline.data.conversation import Conversation
 from sightline.engine.async_engine import EngineFull, EngineStopped
 from sightline.engine.llm import LLM
 from sightline.engine.outputs import RequestOutput
-from sightline.engine.sampling import ParameterError, SamplingParams
+from sightline.engine.sampling.params import ParameterError, SamplingParams
 from sightline.engine.stream import Delta, Stream
 from sightline.errors import SightlineError
 from sightline.server.chat import BUDGET

@@ -12,7 +12,7 @@ from typing import Any
 from sightline.engine.llm import LLM
 from sightline.engine.offline.infer import infer
 from sightline.engine.offline.questions import Question, from_dataset
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling.params import SamplingParams
 from sightline.errors import UsageError
 
 UNKNOWN_KIND = "all"

@@ -17,7 +17,7 @@ from sightline.engine.llm import LLM
 from sightline.engine.offline.questions import Question, request_of
 from sightline.engine.offline.results import ResultsFile, key_of, weights_mark
 from sightline.engine.outputs import RequestOutput
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling.params import SamplingParams
 from sightline.engine.stream import Stream
 from sightline.errors import SightlineError
 from sightline.progress import Progress, note

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sightline.errors import SightlineError
 from sightline.hardware.operators.attention.paged import PagedAttention, Plan
 from sightline.models.fast.linear import Convert, converted, direct, join
 from sightline.models.text import Deepstack
@@ -132,7 +133,15 @@ class FastText:
 
 
 def can_rewrite(language_model: Any) -> bool:
-    """Whether every layer is of the kind that `Layer` knows."""
+    """Whether every layer is of the kind that `Layer` knows.
+
+    Raises:
+        SightlineError: it has no layers (any more).
+    """
+    if not len(language_model.layers):
+        raise SightlineError(
+            "the model's layers were taken over by another engine; load it again for this one"
+        )
     wanted = ("q_proj", "k_proj", "v_proj", "o_proj", "scaling")
     return all(
         all(hasattr(layer.self_attn, name) for name in wanted)

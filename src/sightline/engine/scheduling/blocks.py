@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable
 
-from sightline.engine.free_runs import FreeRuns
-from sightline.engine.sequence import Sequence
+from sightline.engine.scheduling.free_runs import FreeRuns
+from sightline.engine.scheduling.sequence import Sequence
 
 # The neighbours that are kept free for a sequence to grow into: at most this share of all blocks.
 _HOPE = 1 / 32

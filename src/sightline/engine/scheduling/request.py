@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sightline.engine.sampling import SamplingParams
-from sightline.engine.sequence import Sequence, Status
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.scheduling.sequence import Sequence, Status
 
 if TYPE_CHECKING:
-    from sightline.engine.answer import Answer
+    from sightline.engine.sampling.answer import Answer
     from sightline.models.processor import Encoded
 
 

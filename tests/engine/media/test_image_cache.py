@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.engine.image_cache import ImageCache
+from sightline.engine.media.image_cache import ImageCache
 from sightline.errors import SightlineError
 from sightline.models.patches import Layout, Patched
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import PLACEHOLDER, Model, Store, expected, make_request, run_all, run_step
 
-from sightline.engine.blocks import BlockPool
-from sightline.engine.request import Medium, Request, Span
-from sightline.engine.scheduler import Scheduler
-from sightline.engine.sequence import Status
+from sightline.engine.scheduling.blocks import BlockPool
+from sightline.engine.scheduling.request import Medium, Request, Span
+from sightline.engine.scheduling.scheduler import Scheduler
+from sightline.engine.scheduling.sequence import Status
 from sightline.errors import UsageError
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from simulated import PLACEHOLDER, Store, make_request
 
-from sightline.engine.claims import Claims
-from sightline.engine.request import Medium, Request, Span
-from sightline.engine.step import Chunk
+from sightline.engine.scheduling.claims import Claims
+from sightline.engine.scheduling.request import Medium, Request, Span
+from sightline.engine.scheduling.step import Chunk
 
 
 def _request(id: str, *keys: bytes, rows: int = 4) -> Request:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from sightline.engine.blocks import BlockPool
-from sightline.engine.claims import Claims
-from sightline.engine.queues import Queues
-from sightline.engine.sequence import Sequence, Status
-from sightline.engine.step import Chunk, Step
+from sightline.engine.scheduling.blocks import BlockPool
+from sightline.engine.scheduling.claims import Claims
+from sightline.engine.scheduling.queues import Queues
+from sightline.engine.scheduling.sequence import Sequence, Status
+from sightline.engine.scheduling.step import Chunk, Step
 
 
 class Planner:

@@ -5,7 +5,7 @@ answer's own generator: not on its neighbours, and not on whether the row was co
 
 V is 151,936 here, and sorting one such row takes 8 ms on a CPU core. So nothing is sorted in full: the most likely
 tokens are found by selection, and a token is drawn by its place in the cumulated probabilities
-(`sightline.engine.draw`).
+(`sightline.engine.sampling.draw`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sightline.engine import draw, penalties
-from sightline.engine.logprobs import describe
 from sightline.engine.outputs import Logprob
+from sightline.engine.sampling import draw, penalties
+from sightline.engine.sampling.logprobs import describe
 
 if TYPE_CHECKING:
-    from sightline.engine.answer import Answer
+    from sightline.engine.sampling.answer import Answer
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.engine.rules import Rules
+from sightline.engine.sampling.rules import Rules
 
 LARGEST = 1e30
 """No penalty makes a logit larger, so that none becomes an infinity, which has no softmax."""

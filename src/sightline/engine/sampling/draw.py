@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from sightline.engine import penalties
-from sightline.engine.penalties import LARGEST
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling import penalties
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.sampling.penalties import LARGEST
 
 MOST_SELECTED = 1024
 """Up to this top_k the tokens are selected; above, the row is treated like one without top_k."""

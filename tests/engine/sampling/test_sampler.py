@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tiny import make_tokenizer
 
 from sightline import SamplingParams
-from sightline.engine import draw
-from sightline.engine.answer import Answer
-from sightline.engine.logprobs import prompt_logprobs
-from sightline.engine.sampler import Choice, Sampler
+from sightline.engine.sampling import draw
+from sightline.engine.sampling.answer import Answer
+from sightline.engine.sampling.logprobs import prompt_logprobs
+from sightline.engine.sampling.sampler import Choice, Sampler
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
 

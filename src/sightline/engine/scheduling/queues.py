@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from sightline.engine.sequence import Sequence, Status
+from sightline.engine.scheduling.sequence import Sequence, Status
 
 
 class Queues:

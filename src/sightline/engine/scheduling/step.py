@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sightline.engine.request import Request
-from sightline.engine.sequence import Sequence
+from sightline.engine.scheduling.request import Request
+from sightline.engine.scheduling.sequence import Sequence
 
 
 @dataclass(eq=False, slots=True)

@@ -18,11 +18,11 @@ import torch
 
 from sightline.data.conversation import Conversation, Image, Source, Video
 from sightline.data.media import DEFAULT, Budget, MediaError, Named, describe, local_path
-from sightline.engine.fingerprint import medium_key, settings_mark, source_key
-from sightline.engine.image_cache import ImageCache
 from sightline.engine.inputs import Prompt, check_text
-from sightline.engine.limits import MediaLimits
-from sightline.engine.request import Medium, Span
+from sightline.engine.media.fingerprint import medium_key, settings_mark, source_key
+from sightline.engine.media.image_cache import ImageCache
+from sightline.engine.media.limits import MediaLimits
+from sightline.engine.scheduling.request import Medium, Span
 from sightline.errors import SightlineError, UsageError
 from sightline.models.patches import Layout, Patched, open_medium, patch_medium, plan_medium
 

@@ -10,8 +10,8 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sightline.engine.answer import Answer
-    from sightline.engine.request import Request
+    from sightline.engine.sampling.answer import Answer
+    from sightline.engine.scheduling.request import Request
 
 
 class Status(Enum):

@@ -18,11 +18,11 @@ from PIL import Image as Pillow
 
 from sightline.data.conversation import Conversation, Image, Message, Part, Text, Video
 from sightline.data.media import DEFAULT, Budget, MediaError, to_data_url
-from sightline.engine.fingerprint import digest, medium_key, settings_mark, source_key
-from sightline.engine.image_cache import ImageCache
 from sightline.engine.inputs import Prompt, read_prompt
-from sightline.engine.limits import MediaLimits
-from sightline.engine.media import MediaPreparer, spans_of
+from sightline.engine.media.fingerprint import digest, medium_key, settings_mark, source_key
+from sightline.engine.media.image_cache import ImageCache
+from sightline.engine.media.limits import MediaLimits
+from sightline.engine.media.opening import MediaPreparer, spans_of
 from sightline.errors import SightlineError, UsageError
 from sightline.models.patches import Layout
 from sightline.models.processor import Processor, load_processor
@@ -245,7 +245,7 @@ def test_patches_are_kept_in_the_model_s_dtype(tiny: Processor) -> None:
 
 
 def test_a_repeated_image_is_decoded_once(tiny: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sightline.engine import media
+    from sightline.engine.media import opening as media
 
     opened = []
 
@@ -310,7 +310,7 @@ def test_the_budget_reaches_every_medium(tiny: Processor) -> None:
 def test_what_fills_the_context_is_refused_by_its_header(
     tiny: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sightline.engine.media.open_medium", None)  # nothing is decoded
+    monkeypatch.setattr("sightline.engine.media.opening.open_medium", None)  # nothing is decoded
     with pytest.raises(UsageError, match="take 22 tokens.*max_model_len 20"):
         preparer(tiny, most_tokens=20).prepare(ask(Image(picture(80, 60)), Image(picture(200, 200))))
 
@@ -351,7 +351,7 @@ def test_many_threads_prepare_at_once(tiny: Processor) -> None:
 
 
 def test_decoding_does_not_hold_the_tokenizer(tiny: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sightline.engine import media
+    from sightline.engine.media import opening as media
 
     prepare, held = preparer(tiny), []
     original = media.open_medium

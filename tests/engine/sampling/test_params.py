@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sightline import SamplingParams
-from sightline.engine.sampling import ParameterError
+from sightline.engine.sampling.params import ParameterError
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What an answer's past and its settings say about its next token: penalties, biases, bans.
 
 One object an answer, kept up token by token, so that a step costs the same after ten tokens as after ten thousand.
-How it meets the logits is `sightline.engine.penalties`.
+How it meets the logits is `sightline.engine.sampling.penalties`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling.params import SamplingParams
 
 
 class Rules:

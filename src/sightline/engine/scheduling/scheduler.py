@@ -1,8 +1,7 @@
 """The life of requests, from `add` to the end of their last answer, step by step and without tensors.
 
-A step is planned (`sightline.engine.planner`), computed by someone else, and committed. What a request asks more
-than once of its prompt, n answers, is computed once: the further answers are held back until the prompt's blocks
-can be found.
+A step is planned (`scheduling.planner`), computed by someone else, and committed. What a request asks more than once of
+its prompt, n answers, is computed once: the further answers are held back until the prompt's blocks can be found.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ import itertools
 import time
 from collections import deque
 
-from sightline.engine.blocks import BlockPool
-from sightline.engine.claims import Claims, FeatureStore
-from sightline.engine.planner import Planner
-from sightline.engine.queues import Queues
-from sightline.engine.request import Request
-from sightline.engine.sequence import Sequence, Status
-from sightline.engine.step import Chunk, Step
+from sightline.engine.scheduling.blocks import BlockPool
+from sightline.engine.scheduling.claims import Claims, FeatureStore
+from sightline.engine.scheduling.planner import Planner
+from sightline.engine.scheduling.queues import Queues
+from sightline.engine.scheduling.request import Request
+from sightline.engine.scheduling.sequence import Sequence, Status
+from sightline.engine.scheduling.step import Chunk, Step
 from sightline.errors import UsageError
 
 __all__ = ["Chunk", "FeatureStore", "Scheduler", "Step"]

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import PLACEHOLDER, make_request
 
-from sightline.engine.blocks import BlockPool
-from sightline.engine.free_runs import FreeRuns
-from sightline.engine.request import Medium, Span
-from sightline.engine.sequence import Sequence
+from sightline.engine.scheduling.blocks import BlockPool
+from sightline.engine.scheduling.free_runs import FreeRuns
+from sightline.engine.scheduling.request import Medium, Span
+from sightline.engine.scheduling.sequence import Sequence
 
 # Python's hash of an int is its remainder by this.
 _HASH_MODULUS = (1 << 61) - 1

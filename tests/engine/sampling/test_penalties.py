@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tiny import make_tokenizer
 
 from sightline import SamplingParams
-from sightline.engine.penalties import Change, apply
-from sightline.engine.rules import Rules, bad_word_tokens
+from sightline.engine.sampling.penalties import Change, apply
+from sightline.engine.sampling.rules import Rules, bad_word_tokens
 
 
 def changed(logits: torch.Tensor, rules: list[Rules]) -> torch.Tensor:

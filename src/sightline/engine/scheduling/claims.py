@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from sightline.engine.request import Request
-from sightline.engine.sequence import Sequence
-from sightline.engine.step import Chunk
+from sightline.engine.scheduling.request import Request
+from sightline.engine.scheduling.sequence import Sequence
+from sightline.engine.scheduling.step import Chunk
 
 
 class FeatureStore(Protocol):

@@ -6,13 +6,13 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sightline.engine.detokenizer import Detokenizer
 from sightline.engine.outputs import CompletionOutput, Logprob
-from sightline.engine.rules import Rules, bad_word_tokens
-from sightline.engine.sampling import SamplingParams
+from sightline.engine.sampling.detokenizer import Detokenizer
+from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.sampling.rules import Rules, bad_word_tokens
 
 if TYPE_CHECKING:
-    from sightline.engine.sampler import Choice
+    from sightline.engine.sampling.sampler import Choice
 
 
 class Answer:

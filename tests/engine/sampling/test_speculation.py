@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightline.engine.speculation import NgramIndex, propose
+from sightline.engine.sampling.speculation import NgramIndex, propose
 
 
 def searched(tokens: list[int], most: int, longest: int, shortest: int) -> list[int]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_tokenizer
 
-from sightline.engine.detokenizer import Detokenizer
+from sightline.engine.sampling.detokenizer import Detokenizer
 
 
 def sentence_piece_like() -> Any:

@@ -13,7 +13,7 @@ from sightline.data.conversation import Conversation, Image, Message, Video
 from sightline.data.vision import image_grid, tokens, video_grid
 from sightline.data.vision_spec import _DEFAULTS, VisionSpec
 from sightline.engine.inputs import Prompt
-from sightline.engine.limits import MediaLimit, MediaLimits
+from sightline.engine.media.limits import MediaLimit, MediaLimits
 from sightline.errors import UsageError
 from sightline.models.patches import Layout
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sightline.engine.encoder_cache import EncoderCache
+from sightline.engine.media.encoder_cache import EncoderCache
 
 WIDTH, LEVELS = 3, 2
 ROW = WIDTH * LEVELS * 4

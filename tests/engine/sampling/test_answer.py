@@ -8,9 +8,9 @@ import pytest
 from tiny import make_tokenizer
 
 from sightline import SamplingParams
-from sightline.engine.answer import Answer, Draws
 from sightline.engine.outputs import Logprob
-from sightline.engine.sampler import Choice
+from sightline.engine.sampling.answer import Answer, Draws
+from sightline.engine.sampling.sampler import Choice
 
 END = make_tokenizer().eos_token_id
 
