@@ -73,7 +73,14 @@ class Runner:
         if self._model.spread or not can_rewrite(language_model):
             return TransformersText(language_model, self._attention), head
         rewrite_tower(self._inner.visual, convert_linear)
-        return FastText(language_model, self._attention, convert_linear), converted(head, convert_linear)
+        return FastText(language_model, self._attention, convert_linear), self._converted_head(head)
+
+    def _converted_head(self, head: Any) -> Any:
+        fast = converted(head, convert_linear)
+        if getattr(head, "weight", None) is not self._embed.weight:
+            # Else the module would keep the head a second time; a tied one is the embedding, which stays.
+            _base(self._model.module).lm_head = fast
+        return fast
 
     @staticmethod
     def bytes_per_feature_row(model: VisionLanguageModel) -> int:
@@ -145,9 +152,9 @@ class Runner:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[R, H] -> [R, vocabulary], in the model's dtype."""
+        """[R, H] -> [R, vocabulary], in the model's dtype, on its first device."""
         logits: torch.Tensor = self._head(hidden)
-        return logits
+        return logits.to(self._model.device)
 
     @torch.inference_mode()
     def profile(self, tokens: int, vision_tokens: int) -> None:
@@ -212,7 +219,12 @@ class Runner:
 
 def _inner(module: Any) -> Any:
     """The model under the head, which owns tower and language model; also inside a PEFT wrapper."""
-    return (module.get_base_model() if hasattr(module, "peft_config") else module).model
+    return _base(module).model
+
+
+def _base(module: Any) -> Any:
+    """The transformers model with head, also where an adapter is around it."""
+    return module.get_base_model() if hasattr(module, "peft_config") else module
 
 
 def _encoded(request: Request) -> Encoded:
