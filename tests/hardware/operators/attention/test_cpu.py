@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paged_steps import assert_agrees, random_steps
 
-from sightline.hardware.operators.attention import cpu
+from sightline.hardware.operators.attention import cpu, cpu_plan
 from sightline.hardware.operators.attention.cpu import CpuAttention
 from sightline.hardware.operators.attention.paged import Piece
 
@@ -49,12 +49,42 @@ def test_sequences_at_equal_distances_are_one_batch() -> None:
     batches = CpuAttention(4).plan(alike + others).batches
     assert [batch.rows for batch in batches] == [slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 6)]
     first = batches[0]
-    assert (first.runs, first.distances) == ([(0, 4), (8, 5)], [0, 12])
-    # The second has nothing beyond the shortest, the third two tokens; what is filled up is its own last one.
+    # Short behind a shared block, the second run is copied as a whole; what is filled up is a sequence's own last one.
+    assert (first.runs, first.distances) == ([(0, 4)], [0, 12])
     assert first.rest is not None
     assert first.unseen is not None
-    assert first.rest.tolist() == [13, 13, 24, 24, 37, 38]
-    assert first.unseen[:, 0].tolist() == [[False, True], [True, True], [False, False]]
+    assert first.rest.tolist() == [
+        8,
+        9,
+        10,
+        11,
+        12,
+        13,
+        13,
+        20,
+        21,
+        22,
+        23,
+        24,
+        24,
+        24,
+        32,
+        33,
+        34,
+        35,
+        36,
+        37,
+        38,
+    ]
+    assert (~first.unseen[:, 0]).sum(1).tolist() == [6, 5, 7]
+
+
+def test_of_one_run_only_what_is_beyond_the_shortest_is_copied() -> None:
+    pieces = [Piece(1, 8, [0, 1, 2]), Piece(1, 7, [4, 5, 6]), Piece(1, 9, [8, 9, 10])]
+    (batch,) = CpuAttention(4).plan(pieces).batches
+    assert (batch.runs, batch.distances) == ([(0, 8)], [16])
+    assert batch.rest is not None
+    assert batch.rest.tolist() == [8, 8, 23, 23, 40, 41]
 
 
 @settings(deadline=None, max_examples=30)
@@ -62,8 +92,9 @@ def test_sequences_at_equal_distances_are_one_batch() -> None:
     st.integers(0, 10**6),
     st.lists(st.integers(4, 14), min_size=2, max_size=4),
     st.integers(0, 1),
+    st.sampled_from([10, 128]),
 )
-def test_batches_agree_with_the_reference(seed: int, lengths: list[int], shared: int) -> None:
+def test_batches_agree_with_the_reference(seed: int, lengths: list[int], shared: int, rest: int) -> None:
     blocks, own = 4, range(shared + 1, 100)
     tables = [
         [*range(shared), *own[index * (blocks + 1) : index * (blocks + 1) + blocks - shared]]
@@ -72,8 +103,10 @@ def test_batches_agree_with_the_reference(seed: int, lengths: list[int], shared:
     pairs = list(zip(lengths, tables, strict=True))
     steps = [[Piece(length, 0, table)] for length, table in pairs]
     decode = [Piece(1, length, table) for length, table in pairs]
-    assert_agrees(CpuAttention(4), [*steps, decode], heads=6, kv_heads=2, seed=seed)
-    assert len(CpuAttention(4).plan(decode).batches) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_plan, "_MOST_REST", rest)
+        assert_agrees(CpuAttention(4), [*steps, decode], heads=6, kv_heads=2, seed=seed)
+        assert len(CpuAttention(4).plan(decode).batches) == 1
 
 
 def test_the_cache_keeps_the_dtype_of_the_model() -> None:

@@ -9,18 +9,11 @@ puts sequences that came together, are one product: an operator's fixed cost is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 
-from sightline.hardware.operators.attention.paged import (
-    PagedAttention,
-    Piece,
-    Plan,
-    device_of_each,
-    packed_slots,
-    runs,
-)
+from sightline.hardware.operators.attention.cpu_plan import Batch, CpuPlan, Run, make_plan
+from sightline.hardware.operators.attention.paged import PagedAttention, Piece, device_of_each
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -38,77 +31,11 @@ _LEAST_ROWS = 64
 # Up to so many rows of queries the keys are the matrix that costs.
 _FEW_ROWS = 48
 
-# Sequences are batched whose lengths differ by no more than so many tokens; those are copied.
-_MOST_REST = 64
-
-Run = tuple[int, int]  # first slot and number of tokens
-
-
-@dataclass
-class Batch:
-    """Decoding sequences that are attended to together.
-
-    Attributes:
-        rows: their places in the packed step, neighbours.
-        parts: the runs of each of them: as many, and of one length but for the last.
-        distances: slots from one sequence's run to the next one's, for each run.
-        rest: slots of the tokens that the longer ones have beyond the shortest, int64 [sequences * most], filled up
-            with a slot of the sequence's own; `unseen` is True there, [sequences, 1, most].
-    """
-
-    rows: slice
-    parts: list[list[Run]]
-    distances: list[int] = field(default_factory=list)
-    rest: torch.Tensor | None = None
-    unseen: torch.Tensor | None = None
-
-    @property
-    def runs(self) -> list[Run]:
-        """The runs of the first sequence, the last one as short as the shortest."""
-        *equal, (first, _) = self.parts[0]
-        return [*equal, (first, min(part[-1][1] for part in self.parts))]
-
-    def take(self, parts: list[Run]) -> bool:
-        """Add the next row's sequence if it is like the others."""
-        first, count = self.parts[0], len(self.parts)
-        if len(parts) != len(first) or any(
-            one[1] != two[1] for one, two in zip(parts[:-1], first[:-1], strict=True)
-        ):
-            return False
-        steps = [at - start for (start, _), (at, _) in zip(first, parts, strict=True)]
-        if min(steps) < 0 or (count > 1 and steps != [count * distance for distance in self.distances]):
-            return False
-        lengths = [part[-1][1] for part in [*self.parts, parts]]
-        if max(lengths) - min(lengths) > _MOST_REST:
-            return False
-        self.distances = self.distances or steps
-        self.parts.append(parts)
-        self.rows = slice(self.rows.start, self.rows.stop + 1)
-        return True
-
-    def finish(self) -> None:
-        """Note what is beyond the shortest, when all are there."""
-        lengths = torch.tensor([part[-1][1] for part in self.parts])
-        shortest, most = int(lengths.min()), int(lengths.max() - lengths.min())
-        if most:
-            places = torch.arange(shortest, shortest + most).expand(len(lengths), -1)
-            firsts = torch.tensor([part[-1][0] for part in self.parts])
-            self.rest = (torch.minimum(places, lengths[:, None] - 1) + firsts[:, None]).flatten()
-            self.unseen = (places >= lengths[:, None])[:, None]
-
-
-@dataclass
-class CpuPlan(Plan):
-    """Adds what decodes, in batches, and each chunk of a prompt with the runs of its context."""
-
-    batches: list[Batch] = field(default_factory=list)
-    chunks: list[tuple[slice, list[Run]]] = field(default_factory=list)
-
 
 class CpuAttention(PagedAttention):
     """Cache of each layer: keys and values [kv_heads, slots, head_dim]."""
 
-    preferred_block_size = 32
+    preferred_block_size = 16
 
     def allocate(
         self,
@@ -129,25 +56,7 @@ class CpuAttention(PagedAttention):
 
     def plan(self, pieces: list[Piece]) -> CpuPlan:
         self.check(pieces)
-        plan = CpuPlan(
-            pieces=pieces,
-            tokens=sum(piece.length for piece in pieces),
-            arrays={"slots": packed_slots(pieces, self.block_size)},
-        )
-        start = 0
-        for piece in pieces:
-            part = slice(start, start + piece.length)
-            if piece.length > 1:
-                plan.chunks.append((part, runs(piece.table, piece.context, self.block_size)))
-            else:
-                seen = runs(piece.table, piece.end, self.block_size)
-                last = plan.batches[-1] if plan.batches else None
-                if last is None or last.rows.stop != start or not last.take(seen):
-                    plan.batches.append(Batch(part, [seen]))
-            start += piece.length
-        for batch in plan.batches:
-            batch.finish()
-        return plan
+        return make_plan(pieces, self.block_size)
 
     def attend(
         self,
@@ -214,7 +123,7 @@ def _decode_together(
         seen_keys, seen_values = (
             [
                 _strided(cache[head], run, distance, count)
-                for run, distance in zip(runs_of_first, batch.distances, strict=True)
+                for run, distance in zip(runs_of_first, batch.distances, strict=False)
             ]
             for cache in (keys, values)
         )
