@@ -132,8 +132,8 @@ def test_nobody_answers(processor: Processor) -> None:
 
 
 def test_template_that_fails_is_named(processor: Processor) -> None:
-    processor.tokenizer.chat_template = "{{ raise_exception('only one turn') }}"
-    with pytest.raises(
-        SightlineError, match=r"the chat template in .* refuses the conversation: only one turn"
-    ):
+    processor.tokenizer.chat_template = "{{ raise_exception('only one turn\\nsecond line') }}"
+    with pytest.raises(SightlineError) as raised:
         processor.encode(talk(("user", "what?"), ("assistant", "fox")), supervise=True)
+    # One line, and no path: clients of a server read it.
+    assert str(raised.value) == "the model's chat template refuses the conversation: only one turn"

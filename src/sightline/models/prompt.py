@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sightline.data.conversation import Conversation, Image, Message, RowError, Text, Video
-from sightline.errors import SightlineError
+from sightline.errors import SightlineError, first_line
 
 IMAGE_PAD = "<|image_pad|>"
 VIDEO_PAD = "<|video_pad|>"
@@ -108,8 +108,9 @@ class PromptBuilder:
             )
         except Exception as error:
             # Templates are programs of the checkpoint: whatever they raise is a fault of template or conversation.
+            # A server's clients read this, so it names no folder.
             raise SightlineError(
-                f"the chat template in {self.name} refuses the conversation: {error}"
+                f"the model's chat template refuses the conversation: {first_line(error)}"
             ) from error
 
     def _supervised_segments(self, conversation: Conversation) -> list[tuple[str, bool]]:

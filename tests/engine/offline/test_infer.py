@@ -108,11 +108,13 @@ def test_results_of_another_run_are_refused(llm: LLM, tiny_folder: Path, data: P
     other_questions = from_dataset(data)
     other_questions[1] = from_prompt("something else")[0]
     other_model = LLM(tiny_folder, dtype="fp32", device="cpu", max_pixels=56 * 56)
+    quantized = LLM(tiny_folder, dtype="fp32", device="cpu", max_num_seqs=2, quantization="int8")
     for engine, questions, params in (
         (llm, from_dataset(data), SamplingParams(temperature=0, max_tokens=6)),
         (llm, other_questions, PARAMS),
         (llm, from_dataset(data)[:3], PARAMS),
         (other_model, from_dataset(data), PARAMS),
+        (quantized, from_dataset(data), PARAMS),
     ):
         with pytest.raises(SightlineError, match="holds other results"):
             infer(engine, questions, params, out)

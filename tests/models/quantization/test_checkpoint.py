@@ -139,6 +139,22 @@ def test_it_refuses(folder: Path, tmp_path: Path) -> None:
         read(folder)
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_damaged_weights_are_named(folder: Path, tmp_path: Path, kind: str) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    damaged = next(name for name in tensors if name.endswith("layers.1.mlp.down_proj.weight"))
+    tensors[damaged][3, 5] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(SightlineError, match=f"{damaged} in .* holds nan"):
+        quantize(folder, tmp_path / "out", kind)
+    assert not (tmp_path / "out").exists()
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    module = FAMILIES[family].model_class().from_pretrained(folder, dtype=torch.float32)
+    with pytest.raises(SightlineError, match=r"layers\.1\.mlp\.down_proj\.weight holds nan"):
+        quantize_module(module, kind)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

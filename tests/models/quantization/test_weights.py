@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sightline.errors import SightlineError
 from sightline.models.quantization import weights
 from sightline.models.quantization.weights import (
+    NotFiniteError,
     dequantize,
+    named,
     pack_int4,
     quantize_int4,
     quantize_int8,
@@ -55,4 +58,31 @@ def test_packing_is_undone() -> None:
     assert packed.dtype == torch.int32
     assert packed.shape == (19, 9)
     assert packed[0, 0].item() & 15 == integers[0, 0].item() + 8  # the first in the lowest bits
+    assert torch.equal(unpack_int4(packed), integers)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_no_integer_stands_for_is_refused(
+    bad: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_PIECE", 300)
+    weight = torch.randn(37, 64).to(dtype)
+    weight[30, 50] = bad
+    with pytest.raises(NotFiniteError):
+        quantize_int8(weight)
+    with pytest.raises(NotFiniteError):
+        quantize_int4(weight, 32)
+    with (
+        pytest.raises(SightlineError, match=r"layer\.weight in folder holds nan"),
+        named("layer.weight", "folder"),
+    ):
+        quantize_int8(weight)
+
+
+def test_unpacking_copies_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a copy waits for the device, so a step with it could not be captured as a graph."""
+    integers = torch.randint(-8, 8, (16, 32), dtype=torch.int8)
+    packed = pack_int4(integers)
+    monkeypatch.setattr(torch, "tensor", None)
     assert torch.equal(unpack_int4(packed), integers)

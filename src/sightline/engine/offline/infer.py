@@ -116,6 +116,7 @@ def _settings(llm: LLM, params: SamplingParams, limit: int | None) -> dict[str, 
     return {
         "weights": weights_mark(model.folder, llm.adapter),
         "dtype": str(model.dtype),
+        "quantization": llm.settings.quantization,
         "vision": asdict(replace(model.processor.vision, max_pixels_source="")),
         "params": asdict(params),
         "lengths": [limit, llm.max_model_len],

@@ -22,7 +22,7 @@ from sightline.checkpoints.store import Store, read_config
 from sightline.errors import SightlineError, UsageError
 from sightline.files import replacing_folder, write_json
 from sightline.models.quantization.scheme import HEAD, Scheme, is_linear
-from sightline.models.quantization.weights import pack_int4, quantize_int4, quantize_int8
+from sightline.models.quantization.weights import named, pack_int4, quantize_int4, quantize_int8
 from sightline.progress import track
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def quantize(
 
     Raises:
         UsageError: unknown kind or group size, or a pattern of `skip` that fits no layer.
-        SightlineError: `model` is unusable or quantized already, or `output` is taken; nothing is written then.
+        SightlineError: `model` is unusable, holds nan or is quantized already, or `output` is taken; nothing is
+            written then.
     """
     start = time.perf_counter()
     limit = parse_size(max_shard_size)
@@ -146,11 +147,13 @@ def _quantized(
         if kind is None:
             yield name, tensor.contiguous()
         elif kind == "int8":
-            integers, scale = quantize_int8(tensor)
+            with named(name, store.path):
+                integers, scale = quantize_int8(tensor)
             yield name, integers
             yield f"{name}_scale", scale
         else:
-            integers, scale = quantize_int4(tensor, scheme.group)
+            with named(name, store.path):
+                integers, scale = quantize_int4(tensor, scheme.group)
             yield f"{name}_packed", pack_int4(integers)
             yield f"{name}_scale", scale
             yield f"{name}_shape", torch.tensor(tensor.shape)

@@ -15,6 +15,7 @@ from sightline.errors import SightlineError
 from sightline.models.quantization.int4 import GROUPS, Int4Linear
 from sightline.models.quantization.int8 import Int8Linear
 from sightline.models.quantization.scheme import HEAD, Scheme
+from sightline.models.quantization.weights import named
 
 LAYERS = (Int8Linear, Int4Linear)
 
@@ -53,6 +54,9 @@ def quantize_module(
 
     A tied head is quantized from the embedding, which stays as it is. Layers are laid out for their device at
     the first use or by `prepare`, so move the model before that. An adapter must be merged first.
+
+    Raises:
+        SightlineError: a weight holds nan or infinite numbers; the text names it.
     """
     scheme = Scheme(kind, skip=skip) if group is None else Scheme(kind, group, skip)
     report = Report()
@@ -61,7 +65,8 @@ def quantize_module(
             continue
         chosen = scheme.of(name, tuple(layer.weight.shape))
         if chosen is not None:
-            module.set_submodule(name, _from_float(chosen, layer.weight, layer.bias, scheme.group))
+            with named(f"{name}.weight"):
+                module.set_submodule(name, _from_float(chosen, layer.weight, layer.bias, scheme.group))
         _count(report, chosen, name, scheme)
     return report
 
@@ -121,7 +126,8 @@ def load_quantized(
     if tied:
         module.lm_head.weight = module.get_input_embeddings().weight
     if isinstance(module.lm_head, nn.Linear):
-        module.lm_head = Int8Linear.from_linear(module.lm_head.weight, module.lm_head.bias)
+        with named(f"{HEAD}.weight", folder):
+            module.lm_head = Int8Linear.from_linear(module.lm_head.weight, module.lm_head.bias)
     return module.eval()
 
 

@@ -6,7 +6,13 @@ the integers are chosen, so what a kernel computes with is exactly what the file
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
+
+from sightline.errors import SightlineError
 
 # Rows that are worked on at a time keep the float32 copies in the processor's cache (1 Mi elements, 4 MiB).
 _PIECE = 1 << 20
@@ -17,6 +23,27 @@ _REACHES = (7.0, 7.5, -8.0, -8.5, -9.0)
 _INT32_OF = tuple(range(0, 32, 4))
 
 
+class NotFiniteError(ValueError):
+    """A weight holds numbers that no integer stands for."""
+
+
+@contextmanager
+def named(name: str, where: str | Path | None = None) -> Iterator[None]:
+    """Name the tensor that is quantized in the block.
+
+    Raises:
+        SightlineError: in place of NotFiniteError.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        place = "" if where is None else f" in {where}"
+        raise SightlineError(
+            f"{name}{place} holds nan, infinite or far too large numbers and cannot be quantized; the weights are "
+            "damaged: copy them again, or take those of another training step"
+        ) from error
+
+
 def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One scale for each output channel.
 
@@ -25,13 +52,18 @@ def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Returns:
         (int8 [N, K] in -127..127, scale [N, 1]: bfloat16 for a bfloat16 weight, else float32)
+
+    Raises:
+        NotFiniteError: the weight holds nan or infinity.
     """
     kind = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
     integers = torch.empty_like(weight, dtype=torch.int8)
     scales = weight.new_empty(len(weight), 1, dtype=kind)
     for rows in _pieces(weight):
         part = weight[rows].float()
-        scale = _never_zero(part.abs().amax(1, keepdim=True) / 127).to(kind)
+        peak = part.abs().amax(1, keepdim=True)
+        _check_finite(peak)
+        scale = _never_zero(peak / 127).to(kind)
         scales[rows] = scale
         integers[rows] = (part / scale).round_().clamp_(-127, 127).to(torch.int8)
     return integers, scales
@@ -45,6 +77,9 @@ def quantize_int4(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch
 
     Returns:
         (int8 [N, K] in -8..7, bfloat16 scale [N, K / group], which may be negative)
+
+    Raises:
+        NotFiniteError: the weight holds nan, infinity or numbers whose squares are.
     """
     integers = torch.empty_like(weight, dtype=torch.int8)
     scales = weight.new_empty(len(weight), weight.shape[1] // group, dtype=torch.bfloat16)
@@ -61,6 +96,7 @@ def quantize_int4(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch
             error = (_to_levels(part, candidate) * candidate - part).square_().sum(2, keepdim=True)
             scale = torch.where(error < best, candidate, scale)
             best = torch.minimum(error, best)
+        _check_finite(best)
         scales[rows] = scale[..., 0].to(torch.bfloat16)
         integers[rows] = _to_levels(part, scale).flatten(1).to(torch.int8)
     return integers, scales
@@ -98,7 +134,8 @@ def pack_int4(integers: torch.Tensor) -> torch.Tensor:
 
 def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
     """The inverse of `pack_int4`: int32 [N, K / 8] -> int8 [N, K] in -8..7, on the device of `packed`."""
-    shifts = torch.tensor(_INT32_OF, dtype=torch.int32, device=packed.device)
+    # Made there: a list would be copied from the host, which waits for the device and cannot be captured in a graph.
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=packed.device)
     levels = torch.empty(len(packed), packed.shape[1] * 8, dtype=torch.int8, device=packed.device)
     for rows in _pieces(levels):
         levels[rows] = ((packed[rows][..., None] >> shifts & 15) - 8).flatten(1).to(torch.int8)
@@ -107,6 +144,12 @@ def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
 
 def _to_levels(part: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (part / scale).round_().clamp_(-8, 7)
+
+
+def _check_finite(found: torch.Tensor) -> None:
+    """`found` is made of all elements of a piece, so that a single one shows; it is small."""
+    if not bool(found.isfinite().all()):
+        raise NotFiniteError("the weight holds nan or infinite numbers")
 
 
 def _never_zero(scale: torch.Tensor) -> torch.Tensor:

@@ -110,3 +110,17 @@ def test_layers_may_lie_on_devices_of_their_own() -> None:
     devices = [torch.device("cpu"), torch.device("meta")]
     reference.allocate(layers=2, blocks=3, kv_heads=1, head_dim=8, dtype=torch.float32, device=devices)
     assert [keys.device.type for keys in reference.keys] == ["cpu", "meta"]
+
+
+def test_only_a_pinned_copy_goes_on_behind_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is not pinned may be another's before the device has read it."""
+    waits = []
+    copied = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, device: torch.device, *, non_blocking: bool = False) -> torch.Tensor:
+        waits.append(not non_blocking)
+        return copied(tensor, device)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    Plan([], 2, {"tables": np.arange(2)}).on(torch.device("meta"))
+    assert waits == [True]

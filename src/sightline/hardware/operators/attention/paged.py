@@ -58,10 +58,12 @@ class Plan:
 
     def _copied(self, device: torch.device) -> dict[str, torch.Tensor]:
         host = torch.from_numpy(np.concatenate([a.ravel() for a in self.arrays.values()]).astype(np.int32))
-        if device.type == "cuda":
-            # Pinned, the copy waits for nothing; torch keeps the pinned memory until the copy is done.
+        # Pinned, the copy waits for nothing; torch keeps the pinned memory until the copy is done. Elsewhere the host
+        # waits: of memory that is not pinned nobody knows when it may be reused.
+        pinned = device.type == "cuda"
+        if pinned:
             host = host.pin_memory()
-        parts = host.to(device, non_blocking=True).split([a.size for a in self.arrays.values()])
+        parts = host.to(device, non_blocking=pinned).split([a.size for a in self.arrays.values()])
         tensors = {
             name: part.view(array.shape)
             for (name, array), part in zip(self.arrays.items(), parts, strict=True)

@@ -8,6 +8,8 @@ kernel joins the parts. Imported only where Triton is.
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -49,46 +51,52 @@ def paged_decode(
     peaks = torch.empty(shape, dtype=torch.float32, device=query.device)
     totals = torch.empty(shape, dtype=torch.float32, device=query.device)
     padded = max(16, triton.next_power_of_2(size))
-    _attend_part[(rows, kv_heads, parts)](
-        query,
-        keys,
-        values,
-        tables,
-        lengths,
-        mixed,
-        peaks,
-        totals,
-        scale * _LOG2_E,
-        query.stride(0),
-        query.stride(1),
-        tables.stride(0),
-        heads,
-        kv_heads,
-        parts,
-        GROUP=heads // kv_heads,
-        GROUP_TILE=max(16, triton.next_power_of_2(heads // kv_heads)),
-        SIZE=size,
-        SIZE_TILE=padded,
-        BLOCK=block_size,
-        TILE=tile,
-        ALONE=parts == 1,
-        num_warps=4,
-        num_stages=2,
-    )
-    if parts > 1:
-        _join_parts[(rows, heads)](
+    with _launching_on(query.device):
+        _attend_part[(rows, kv_heads, parts)](
+            query,
+            keys,
+            values,
+            tables,
+            lengths,
             mixed,
             peaks,
             totals,
-            output,
+            scale * _LOG2_E,
+            query.stride(0),
+            query.stride(1),
+            tables.stride(0),
             heads,
+            kv_heads,
             parts,
+            GROUP=heads // kv_heads,
+            GROUP_TILE=max(16, triton.next_power_of_2(heads // kv_heads)),
             SIZE=size,
             SIZE_TILE=padded,
-            PARTS_TILE=triton.next_power_of_2(parts),
+            BLOCK=block_size,
+            TILE=tile,
+            ALONE=parts == 1,
             num_warps=4,
+            num_stages=2,
         )
+        if parts > 1:
+            _join_parts[(rows, heads)](
+                mixed,
+                peaks,
+                totals,
+                output,
+                heads,
+                parts,
+                SIZE=size,
+                SIZE_TILE=padded,
+                PARTS_TILE=triton.next_power_of_2(parts),
+                num_warps=4,
+            )
     return output
+
+
+def _launching_on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the thread's current device, whichever the tensors are on; torch's operators look at them."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _parts(tiles: int, longest: int, tile: int, device: torch.device) -> int:
