@@ -17,7 +17,7 @@ from sightline.engine.sampling.answer import Answer
 from sightline.engine.sampling.params import SamplingParams
 from sightline.engine.sampling.sampler import Sampler
 from sightline.engine.scheduling.blocks import BlockPool
-from sightline.engine.scheduling.request import Request
+from sightline.engine.scheduling.request import Medium, Request, Span
 from sightline.engine.scheduling.scheduler import Scheduler
 from sightline.engine.scheduling.step import Step
 from sightline.engine.settings import EngineSettings
@@ -95,13 +95,18 @@ def make_core(runner: RuleRunner, *, blocks: int = 64, block_size: int = 4, **op
     )
 
 
-def make_request(name: str, prompt: list[int], params: SamplingParams, priority: int = 0) -> Request:
+def make_request(
+    name: str, prompt: list[int], params: SamplingParams, priority: int = 0, media: bytes | None = None
+) -> Request:
+    """`media` is the key of a picture that stands for the second and third token of the prompt."""
     limit = params.max_tokens or 1
     answers = [
         Answer(params, index=index, limit=limit, tokenizer=make_tokenizer(), prompt_tokens=prompt, seed=index)
         for index in range(params.n)
     ]
-    return Request(name, prompt, params, answers, limit=limit, priority=priority)
+    shown = [] if media is None else [Medium("image", media, 2)]
+    spans = [Span(0, 1, 2, 0)] if shown else []
+    return Request(name, prompt, params, answers, limit=limit, priority=priority, media=shown, spans=spans)
 
 
 class PlainPreparer:

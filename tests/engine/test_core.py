@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+import torch
 from engine_parts import RuleRunner, answer_to, make_core, make_request
 
 from sightline.engine.core import EngineCore
@@ -72,26 +73,97 @@ def test_guesses_save_steps() -> None:
     assert steps[1] < steps[0]
 
 
-def test_a_failing_step_fails_its_own_requests_alone() -> None:
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_what_breaks_a_step_fails_alone(drafts: int) -> None:
     runner = RuleRunner()
-    core = make_core(runner, max_num_seqs=2)
-    requests = [make_request(str(i), [i, 3, 4], params(10)) for i in range(4)]
+    core = make_core(runner, num_speculative_tokens=drafts, prompt_lookup_min=1)
+    requests = [make_request(str(i), [i, 3, 4], params(10, n=1 + (i == 2))) for i in range(5)]
     for request in requests:
         core.add(request)
 
     def fail(step: Step) -> None:
-        if len(runner.steps) == 4:
-            raise RuntimeError("out of luck")
+        for chunk in step.chunks:
+            if chunk.sequence.request.id == "1" and len(chunk.sequence.tokens) > 5:
+                raise RuntimeError("out of luck")
 
     runner.before = fail
     run(core)
-    reasons = [core.output(request).outputs[0].finish_reason for request in requests]
-    assert reasons == ["error", "error", "length", "length"]
-    output = core.output(requests[0])
-    assert "out of luck" in str(output.error)
-    assert output.outputs[0].token_ids == answer_to([0, 3, 4], 3)
-    assert tokens_of(core, requests[3]) == [answer_to([3, 3, 4], 10)]
-    assert core.stats().blocks_used == 0 or core.stats().running == 0
+    outputs = [core.output(request) for request in requests]
+    assert [output.error is None for output in outputs] == [True, False, True, True, True]
+    assert "out of luck" in str(outputs[1].error)
+    assert outputs[1].outputs[0].finish_reason == "error"
+    assert outputs[1].outputs[0].token_ids == answer_to([1, 3, 4], len(outputs[1].outputs[0].token_ids))
+    for request in (requests[0], *requests[2:]):
+        assert tokens_of(core, request) == [answer_to(request.prompt, 10)] * len(request.sequences)
+    assert core.stats().blocks_used == 0
+
+
+def test_a_step_that_fails_once_fails_nobody() -> None:
+    runner = RuleRunner()
+    core = make_core(runner)
+    requests = [make_request(str(i), [i, 3, 4], SamplingParams(seed=i, max_tokens=10)) for i in range(4)]
+    for request in requests:
+        core.add(request)
+
+    def fail(step: Step) -> None:
+        if len(step.chunks) > 1 and len(runner.steps) > 3:
+            raise MemoryError("too many at once")
+
+    runner.before = fail
+    run(core)
+    assert [core.output(request).outputs[0].finish_reason for request in requests] == ["length"] * 4
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_a_picture_that_cannot_be_encoded_fails_those_who_show_it(same: bool) -> None:
+    """All are encoded in one group; who shows the broken one fails, and the others' features are made once."""
+    runner = RuleRunner()
+    core = make_core(runner)
+    encoded: list[bytes] = []
+
+    def encode(step: Step) -> None:
+        keys = [request.media[index].key for request, index in step.encode]
+        if b"bad" in keys:
+            raise RuntimeError("a convolution failed")
+        for request, index in step.encode:
+            encoded.append(request.media[index].key)
+            core._features.put(request.media[index].key, [torch.zeros(2, 1)])
+
+    runner.before = encode
+    keys = [b"a", b"bad", b"bad" if same else b"b", b"a"]
+    requests = [make_request(str(i), [i, 3, 4, 5], params(5), media=key) for i, key in enumerate(keys)]
+    for request in requests:
+        core.add(request)
+    run(core)
+    failed = [core.output(request).error is not None for request in requests]
+    assert failed == [key == b"bad" for key in keys]
+    assert sorted(encoded) == sorted(set(keys) - {b"bad"})
+    assert "convolution" in str(core.output(requests[1]).error)
+
+
+def test_an_answer_that_cannot_take_its_token_fails_alone() -> None:
+    core = make_core(RuleRunner())
+    requests = [make_request(str(i), [i, 3, 4], params(6)) for i in range(3)]
+    for request in requests:
+        core.add(request)
+
+    def refuse(choice: Any) -> bool:
+        raise ValueError("no such token")
+
+    requests[1].sequences[0].answer.accept = refuse  # type: ignore[method-assign]
+    run(core)
+    assert [core.output(request).error is None for request in requests] == [True, False, True]
+    assert tokens_of(core, requests[2]) == [answer_to([2, 3, 4], 6)]
+
+
+def test_stats_are_of_their_moment() -> None:
+    core = make_core(RuleRunner())
+    before = core.stats()
+    core.add(make_request("a", [1], params(3)))
+    run(core)
+    assert before.totals.finished == {}
+    assert before.totals.stages["total"].count == 0
+    assert core.stats().totals.finished == {"length": 1}
 
 
 def test_nan_fails_one_request() -> None:

@@ -7,30 +7,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sightline.engine.compute import Computer, sentence
 from sightline.engine.outputs import RequestOutput
 from sightline.engine.record import Preparation, Record
-from sightline.engine.sampling.answer import decode_logprobs
-from sightline.engine.sampling.logprobs import prompt_logprobs
 from sightline.engine.sampling.speculation import NgramIndex
 from sightline.engine.stats import CacheUse, Stats, Totals
-from sightline.errors import SightlineError, first_line
+from sightline.errors import SightlineError
 
 if TYPE_CHECKING:
-    import torch
-
-    from sightline.engine.sampling.sampler import Choice
     from sightline.engine.scheduling.request import Request
-    from sightline.engine.scheduling.scheduler import Chunk, Step
     from sightline.engine.scheduling.sequence import Sequence
     from sightline.engine.settings import EngineSettings
 
 log = logging.getLogger("sightline.engine")
-
-# Rows of a prompt whose logits are computed together for its log probabilities: 32 of 152k float32 are 20 MB.
-_ROWS = 32
 
 
 class EngineCore:
@@ -56,14 +48,19 @@ class EngineCore:
     ) -> None:
         self.settings = settings
         self.totals = Totals()
-        self._runner = runner
         self._scheduler = scheduler
-        self._sampler = sampler
         self._pool = pool
         self._features = features
-        self._tokenizer = tokenizer
-        self._free_memory = free_memory
         self._records: dict[str, Record] = {}
+        self._computer = Computer(
+            runner,
+            sampler,
+            features,
+            records=self._records,
+            totals=self.totals,
+            tokenizer=tokenizer,
+            free_memory=free_memory,
+        )
 
     # Requests
 
@@ -85,7 +82,10 @@ class EngineCore:
 
     def forget(self, request_id: str) -> None:
         """Drop what is kept for the output of a request that has ended."""
-        self._records.pop(request_id, None)
+        record = self._records.pop(request_id, None)
+        if record is not None:
+            # A request and its sequences refer to each other; its pixels shall not wait for the collector.
+            record.request.encoded = None
 
     @property
     def has_work(self) -> bool:
@@ -120,15 +120,18 @@ class EngineCore:
         changed = [sequence for request in step.aborted for sequence in request.sequences]
         if not step.chunks:
             return self._count_ended(changed)
+        outcome = self._computer.compute(step)
+        changed += outcome.accepted
+        # Before the commit: what a failed request computed shall not be found by others.
+        for request, text in outcome.faults.items():
+            changed += self._fail(request, text)
         try:
-            accepted = self._compute(step)
-            self._scheduler.commit(step, accepted)
-            changed += [*accepted, *self._fail_spoilt(accepted)]
+            self._scheduler.commit(step, outcome.accepted)
         except Exception as error:
-            log.exception("a step of %d tokens failed", step.tokens)
-            requests = {chunk.sequence.request.id: chunk.sequence.request for chunk in step.chunks}
-            changed += self._fail(requests.values(), _sentence(error))
-            self._free_memory()
+            log.exception("committing a step of %d tokens failed", step.tokens)
+            for request in dict.fromkeys(chunk.sequence.request for chunk in step.chunks):
+                if not request.finished:
+                    changed += self._fail(request, sentence(error))
         self.totals.steps += 1
         self.totals.step_seconds += time.perf_counter() - begun
         return self._count_ended(list(dict.fromkeys(changed)))
@@ -166,87 +169,11 @@ class EngineCore:
             lookups[sequence.index] = NgramIndex(longest=longest, shortest=shortest)
         return lookups[sequence.index]
 
-    def _compute(self, step: Step) -> dict[Sequence, list[int]]:
-        """Run a step and choose its tokens: those that each sequence takes on."""
-        hidden = self._runner.run(step)
-        self._count_encoding(step)
-        rows: list[int] = []
-        sampling: list[Chunk] = []
-        start = 0
-        for chunk in step.chunks:
-            end = start + len(chunk.tokens)
-            if chunk.sequence.request.logs_prompt and chunk.sequence.index == 0:
-                self._score_prompt(chunk, hidden[start:end])
-            if chunk.samples:
-                sampling.append(chunk)
-                rows += range(end - chunk.drafts - 1, end)
-            start = end
-        if not sampling:
-            return {}
-        # A step of decodes needs all of its rows, which then need not be copied.
-        logits = self._runner.logits(hidden if len(rows) == hidden.shape[0] else hidden[rows])
-        runs = [
-            (chunk.sequence.answer, chunk.tokens[len(chunk.tokens) - chunk.drafts :]) for chunk in sampling
-        ]
-        chosen = self._sampler.choose_runs(logits, runs)
-        return {
-            chunk.sequence: self._accept(chunk, choices)
-            for chunk, choices in zip(sampling, chosen, strict=True)
-        }
-
-    def _accept(self, chunk: Chunk, choices: list[Choice]) -> list[int]:
-        """Hand chosen tokens to the answer, up to the one that ends it."""
-        answer = chunk.sequence.answer
-        tokens = []
-        for choice in choices:
-            goes_on = answer.accept(choice)
-            if choice.fault is None:
-                tokens.append(choice.token)
-            if not goes_on:
-                break
-        self.totals.drafted += chunk.drafts
-        self.totals.accepted += max(0, len(tokens) - 1)
-        return tokens
-
-    def _score_prompt(self, chunk: Chunk, hidden: torch.Tensor) -> None:
-        """Log probabilities of the prompt's tokens that the rows of a chunk foretell."""
-        sequence = chunk.sequence
-        record = self._records[sequence.request.id]
-        if record.prompt_logprobs is None:
-            record.prompt_logprobs = [None] * sequence.prompt_length
-        last = min(chunk.start + len(hidden), sequence.prompt_length - 1)
-        for start in range(chunk.start, last, _ROWS):
-            end = min(last, start + _ROWS)
-            logits = self._runner.logits(hidden[start - chunk.start : end - chunk.start])
-            following = sequence.request.prompt[start + 1 : end + 1]
-            count = sequence.request.params.prompt_logprobs or 0
-            found = prompt_logprobs(logits, following, count)
-            for top in found:
-                decode_logprobs(top, self._tokenizer if sequence.request.params.detokenize else None)
-            record.prompt_logprobs[start + 1 : end + 1] = found
-
-    def _count_encoding(self, step: Step) -> None:
-        seconds = float(getattr(self._runner, "encode_seconds", 0.0))
-        rows = sum(request.media[index].tokens for request, index in step.encode)
-        for request, index in step.encode:
-            self._records[request.id].encode += seconds * request.media[index].tokens / max(1, rows)
-
     # Ends
 
-    def _fail_spoilt(self, accepted: Iterable[Sequence]) -> list[Sequence]:
-        """A request one of whose answers failed (its logits were nan) fails as a whole."""
-        failed: list[Sequence] = []
-        for sequence in accepted:
-            if sequence.answer.error is not None:
-                failed += self._fail([sequence.request], sequence.answer.error)
-        return failed
-
-    def _fail(self, requests: Iterable[Request], text: str) -> list[Sequence]:
-        failed: list[Sequence] = []
-        for request in requests:
-            request.error = text
-            failed += self._end(request, "error")
-        return failed
+    def _fail(self, request: Request, text: str) -> list[Sequence]:
+        request.error = text
+        return self._end(request, "error")
 
     def _count_ended(self, changed: list[Sequence]) -> list[Sequence]:
         """Count the answers and requests among `changed` that have ended."""
@@ -274,22 +201,10 @@ class EngineCore:
             prefix_cache=CacheUse(pool.queries, pool.hits),
             encoder_cache=CacheUse(features.hits + features.misses, features.hits, features.bytes),
             image_cache=image_cache or CacheUse(),
-            totals=self.totals,
+            totals=self.totals.copy(),
         )
 
     def check_integrity(self) -> None:
         """Raises AssertionError where blocks, features or sequences do not add up."""
         self._scheduler.check_integrity()
         self._features.check_integrity()
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, SightlineError):
-        return str(error)
-    kind, text = type(error).__name__, first_line(error)
-    if isinstance(error, MemoryError) or "OutOfMemory" in kind or "allocate memory" in text:
-        return (
-            f"the step that computed this request ran out of memory ({text}); lower max_num_batched_tokens, "
-            "max_pixels or gpu_memory_utilization"
-        )
-    return f"the step that computed this request failed: {kind}: {text}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sightline.engine.outputs import RequestMetrics
 
@@ -27,6 +27,9 @@ class Histogram:
         self.count += 1
         self.sum += seconds
         self.counts[bisect_left(BOUNDS, seconds)] += 1
+
+    def copy(self) -> Histogram:
+        return replace(self, counts=list(self.counts))
 
 
 @dataclass
@@ -59,6 +62,11 @@ class Totals:
             seconds = getattr(metrics, name)
             if seconds is not None:
                 histogram.add(seconds)
+
+    def copy(self) -> Totals:
+        """As they are now, for other threads to read at leisure."""
+        stages = {name: histogram.copy() for name, histogram in self.stages.items()}
+        return replace(self, finished=dict(self.finished), stages=stages)
 
 
 @dataclass(frozen=True)
