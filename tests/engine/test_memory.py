@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sightline.data.vision_spec import VisionSpec
-from sightline.engine.memory import Needs, largest_medium, size_cache
+from sightline.engine import assembly
+from sightline.engine.memory import (
+    CacheSize,
+    Needs,
+    graph_bytes,
+    largest_medium,
+    sampled_rows,
+    size_cache,
+)
+from sightline.engine.runner import Runner
+from sightline.engine.sampling.draw import Drawer
 from sightline.engine.settings import EngineSettings
 from sightline.errors import SightlineError, UsageError
 from sightline.hardware.memory import Memory
+from sightline.models.loading import load_model
 
 GIB = 2**30
 
@@ -117,3 +130,79 @@ def test_the_largest_medium_is_what_the_limits_let_through() -> None:
     assert largest_medium(spec, none, 10**6) == 0
     small = {"image": {"count": 3, "width": 448, "height": 448}, "video": 0}
     assert largest_medium(spec, EngineSettings("model", limit_mm_per_prompt=small), 10**6) == 256
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0"),
+        RuntimeError("NPU out of memory. Tried to allocate 2.50 GiB (NPU 0; ...)"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_one_sentence(error: Exception) -> None:
+    def profile() -> int:
+        raise error
+
+    card, needs = Card(), Needs(2**20, 16, 1000)
+    with pytest.raises(SightlineError) as raised:
+        size_cache(EngineSettings("model").for_device("cuda"), card, needs, profile=profile)  # type: ignore[arg-type]
+    text = str(raised.value)
+    assert "\n" not in text
+    for words in ("2.50 GiB", "max_pixels", "max_num_batched_tokens", "limit_mm_per_prompt", "device_map"):
+        assert words in text
+
+
+def test_other_failures_of_a_step_are_not_called_memory() -> None:
+    def profile() -> int:
+        raise RuntimeError("shapes do not match")
+
+    settings = EngineSettings("model").for_device("cuda")
+    with pytest.raises(RuntimeError, match="shapes"):
+        size_cache(settings, Card(), Needs(2**20, 16, 1000), profile=profile)  # type: ignore[arg-type]
+
+
+def test_rows_of_logits_of_the_largest_step() -> None:
+    assert sampled_rows(EngineSettings("model").for_device("cuda")) == 64
+    assert sampled_rows(EngineSettings("model", num_speculative_tokens=3).for_device("cuda")) == 256
+    drafts = EngineSettings("model", num_speculative_tokens=64, max_num_batched_tokens=100)
+    assert sampled_rows(drafts.for_device("cuda")) == 100
+
+
+def test_captured_steps_are_set_aside() -> None:
+    def bytes_of(kind: str, **options: Any) -> int:
+        return graph_bytes(EngineSettings.of("model", **options).for_device(kind), Card(kind))  # type: ignore[arg-type]
+
+    assert bytes_of("cpu") == bytes_of("npu") == bytes_of("cuda", enforce_eager=True) == 0
+    assert bytes_of("cuda", max_num_seqs=256) > bytes_of("cuda", max_num_seqs=8) > 0
+
+
+def test_the_largest_step_is_sampled(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows in float32 and their sort take more than the logits themselves."""
+    settings = EngineSettings("x", max_num_seqs=6, max_num_batched_tokens=40, num_speculative_tokens=2)
+    model = load_model(tiny_folder, device="cpu", dtype="fp32")
+    drawn: list[tuple[int, ...]] = []
+    among_all = Drawer.among_all
+
+    def record(drawer: Drawer, logits: torch.Tensor, *arguments: Any) -> Any:
+        drawn.append(tuple(logits.shape))
+        return among_all(drawer, logits, *arguments)
+
+    def size(settings: EngineSettings, *rest: Any, profile: Any, reserved: int) -> CacheSize:
+        assert profile() > 0
+        return size_cache(settings, *rest, profile=profile, reserved=reserved)
+
+    monkeypatch.setattr(Drawer, "among_all", record)
+    monkeypatch.setattr(assembly, "size_cache", size)
+    assembly.assemble(settings, model)
+    assert drawn == [(18, model.processor.config.get_text_config().vocab_size)]
+
+
+def test_a_cache_that_does_not_fit_is_one_sentence(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(runner: Runner, blocks: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    monkeypatch.setattr(Runner, "allocate", allocate)
+    with pytest.raises(SightlineError, match="KV cache of .* lower gpu_memory_utilization"):
+        assembly.assemble(EngineSettings(tiny_folder, device="cpu"))

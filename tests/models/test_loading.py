@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tiny import make_model
 
@@ -193,3 +194,15 @@ def test_adapter_errors(folder: Path, tmp_path: Path) -> None:
     assert "holds no adapter_config.json" in refused(folder, adapter=tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "does not fit this model" in refused(folder, adapter=tmp_path)
+
+
+def test_weights_that_do_not_fit(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def to(module: Any, device: Any) -> Any:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 1.25 GiB. GPU 0 has a total capacity"
+        )
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "to", to)
+    text = refused(tiny_folder)
+    assert "do not fit into the memory of cpu (1.25 GiB more were asked for)" in text
+    assert "device_map" in text

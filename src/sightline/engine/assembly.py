@@ -5,20 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from sightline.engine.async_engine import AsyncEngine
 from sightline.engine.core import EngineCore
 from sightline.engine.media.encoder_cache import EncoderCache
 from sightline.engine.media.image_cache import ImageCache
 from sightline.engine.media.opening import MediaPreparer
-from sightline.engine.memory import Needs, encoder_cache_bytes, largest_medium, size_cache
+from sightline.engine.memory import (
+    Needs,
+    encoder_cache_bytes,
+    graph_bytes,
+    largest_medium,
+    sampled_rows,
+    size_cache,
+)
 from sightline.engine.preprocess import Preparer
 from sightline.engine.runner import Runner
+from sightline.engine.sampling.draw import Drawer
+from sightline.engine.sampling.params import SamplingParams
 from sightline.engine.sampling.sampler import Sampler
 from sightline.engine.scheduling.blocks import BlockPool
 from sightline.engine.scheduling.scheduler import Scheduler
 from sightline.engine.settings import EngineSettings
 from sightline.errors import UsageError
 from sightline.hardware.host_threads import release_threads
+from sightline.hardware.out_of_memory import explained
 from sightline.models.loading import VisionLanguageModel, load_model
 from sightline.progress import note
 
@@ -55,7 +67,13 @@ def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None)
     features = EncoderCache(
         encoder_cache_bytes(settings, model.accelerator, largest, bytes_per_row), bytes_per_row
     )
-    runner = Runner(model, features=features, block_size=settings.block_size, eager=settings.enforce_eager)
+    with explained(
+        f"laying out the weights for {model.accelerator} takes more memory than it has",
+        "use a larger card, spread the model with device_map auto, or halve it with quantization int8",
+    ):
+        runner = Runner(
+            model, features=features, block_size=settings.block_size, eager=settings.enforce_eager
+        )
     needs = Needs(runner.bytes_per_block, runner.block_size, length, length_is_given=given)
     tokens = settings.max_num_batched_tokens or 1
     encoded = max(largest, settings.max_encoder_tokens or 1) if largest else 0
@@ -63,7 +81,7 @@ def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None)
     def profile() -> int:
         blocks = needs.blocks_for(tokens)
         runner.allocate(blocks)
-        runner.profile(tokens, encoded)
+        _sample(runner.profile(tokens, encoded, sampled_rows(settings)))
         return blocks * needs.bytes_per_block
 
     size = size_cache(
@@ -71,11 +89,15 @@ def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None)
         model.accelerator,
         needs,
         profile=profile,
-        reserved=features.capacity if largest else 0,
+        reserved=(features.capacity if largest else 0) + graph_bytes(settings, model.accelerator),
     )
     if size.max_model_len < length:
         note(f"the KV cache holds {size.max_model_len:,} tokens, so max_model_len is that, not {length:,}")
-    runner.allocate(size.blocks)
+    with explained(
+        f"a KV cache of {size.blocks} blocks does not fit on {model.accelerator}",
+        "lower gpu_memory_utilization or kv_cache_memory_bytes",
+    ):
+        runner.allocate(size.blocks)
     runner.capture(max_num_seqs=settings.max_num_seqs or 1, max_model_len=size.max_model_len)
     settings = replace(settings, max_model_len=size.max_model_len, block_size=runner.block_size)
     core = _core(settings, model, runner, features, size.blocks)
@@ -105,6 +127,14 @@ def load(settings: EngineSettings) -> VisionLanguageModel:
         adapter=settings.adapter,
         **{name: value for name, value in options.items() if value is not None},
     )
+
+
+@torch.inference_mode()
+def _sample(logits: torch.Tensor) -> None:
+    """Draw from rows in the way that takes most memory: of equal logits top_p sorts all of them."""
+    rows, params = len(logits), SamplingParams(temperature=1.0, top_p=0.99)
+    drawer = Drawer(logits.shape[1], logits.device)
+    drawer.among_all(logits.zero_(), [None] * rows, [params] * rows, [0.5] * rows)
 
 
 def _core(

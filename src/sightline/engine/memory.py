@@ -9,11 +9,20 @@ from typing import Any
 from sightline.engine.settings import EngineSettings
 from sightline.errors import SightlineError, UsageError
 from sightline.hardware.accelerator import Accelerator
+from sightline.hardware.graphs import sizes
+from sightline.hardware.out_of_memory import explained
 
 # A share of a device's memory that no count sees: fragments of the allocator, contexts of libraries.
 _SLACK = 0.01
 _ENCODER_CACHE = {"cpu": 512 * 2**20}
 _OTHER_ENCODER_CACHE = 2**30
+# Of one captured size of a decode step: what the driver keeps of its thousands of launches, and its share of the pool.
+# Not measured but set aside: a capture comes after the cache, whose tensors it records.
+_GRAPH = 16 * 2**20
+_SMALLER_STEPS = (
+    "lower max_pixels, max_num_batched_tokens or max_num_seqs, limit the size of media with limit_mm_per_prompt, use "
+    "a larger card, or spread the model with device_map auto"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,19 @@ def encoder_cache_bytes(
     return max(usual, largest * bytes_per_row)
 
 
+def graph_bytes(settings: EngineSettings, accelerator: Accelerator) -> int:
+    """Bytes that captured decode steps will take once the cache is there."""
+    if accelerator.kind != "cuda" or settings.enforce_eager:
+        return 0
+    return len(sizes(settings.max_num_seqs or 1)) * _GRAPH
+
+
+def sampled_rows(settings: EngineSettings) -> int:
+    """Most rows of logits of a step: a token of each answer, and its drafts."""
+    rows = (settings.max_num_seqs or 1) * (1 + settings.num_speculative_tokens)
+    return min(rows, settings.max_num_batched_tokens or 1)
+
+
 def size_cache(
     settings: EngineSettings,
     accelerator: Accelerator,
@@ -79,7 +101,7 @@ def size_cache(
     Args:
         profile: runs the largest step that the settings allow, and gives the bytes of the small cache that it made
             for that; not called on a CPU, nor when `kv_cache_memory_bytes` says the size.
-        reserved: bytes that others will take later (the encoder cache).
+        reserved: bytes that others will take later (the encoder cache, captured steps).
 
     Raises:
         SightlineError: too little memory is left; the text gives the numbers and the setting to change.
@@ -114,8 +136,9 @@ def _free_on_device(
     if profile is not None:
         accelerator.reset_peak_memory()
         held = accelerator.peak_memory()
-        own = profile()
-        accelerator.synchronize()
+        with explained(f"the largest step does not fit on {accelerator} beside the weights", _SMALLER_STEPS):
+            own = profile()
+            accelerator.synchronize()
         transient = accelerator.peak_memory() - held - own
         accelerator.empty_cache()
         # Libraries keep workspaces of their own after the first run, which no allocator counts.

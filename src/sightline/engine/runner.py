@@ -157,10 +157,13 @@ class Runner:
         return logits.to(self._model.device)
 
     @torch.inference_mode()
-    def profile(self, tokens: int, vision_tokens: int) -> None:
+    def profile(self, tokens: int, vision_tokens: int, rows: int) -> torch.Tensor:
         """Run a step of `tokens` prompt tokens and encode a medium of `vision_tokens`: the most that memory must hold.
 
         The KV cache must be allocated with room for `tokens`.
+
+        Returns:
+            logits of the last `rows` tokens, at most `tokens`: [rows, vocabulary].
         """
         if vision_tokens:
             spec = self._model.processor.vision
@@ -172,7 +175,7 @@ class Runner:
         plan = self._attention.plan([Piece(tokens, 0, list(blocks))])
         positions = torch.arange(tokens, device=self._model.device).expand(3, -1)
         embeds = self._embed(self._on_device([0] * tokens))
-        self.logits(self._text(embeds, positions, plan)[-64:])
+        return self.logits(self._text(embeds, positions, plan)[-rows:])
 
     def _on_device(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, device=self._model.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sightline.errors import SightlineError, UsageError, first_line
 from sightline.files import read_object
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
 from sightline.hardware.host_memory import keep_freed_memory
+from sightline.hardware.out_of_memory import explained
 from sightline.models.attention import batch_segments
 from sightline.models.processor import Processor, load_processor
 from sightline.models.quantization.module import load_quantized, quantization_of, quantize_module
@@ -118,10 +120,19 @@ def load_model(
         if set(places) == {""} and places[""] != "disk":
             accelerator = find(str(places[""]))
         else:
-            placement = spread(inner, places, offload_folder)
+            with _fitting(folder, "the devices of device_map"):
+                placement = spread(inner, places, offload_folder)
     if placement is None:
-        module = module.to(accelerator.torch_device)
+        with _fitting(folder, str(accelerator)):
+            module = module.to(accelerator.torch_device)
     return VisionLanguageModel(module, processor, accelerator, torch_dtype, folder, placement)
+
+
+def _fitting(folder: Path, where: str) -> AbstractContextManager[None]:
+    return explained(
+        f"the weights in {folder} do not fit into the memory of {where}",
+        "use a larger card, spread them over several with device_map auto, or halve them with quantization int8",
+    )
 
 
 def _load_processor(
