@@ -85,6 +85,17 @@ def test_wrong_usage(
         (("--prompt", "?", "--image", tmp_path / "no.png"), 1, "no.png"),
         (("--prompt", "?", "--adapter", tmp_path), 1, "adapter_config.json"),
         (("--prompt", "?", "--top-k", "x"), 2, "top-k"),
+        (("--prompt", "?", "--gpu-memory-utilization", "1.5"), 2, "gpu_memory_utilization must be"),
+        (("--prompt", "?", "--cpu-memory-share", "0"), 2, "cpu_memory_share must be"),
+        (("--prompt", "?", "--device-map", "balanced"), 2, "device_map 'balanced'"),
+        (("--prompt", "?", "--min-pixels", "0"), 2, "min_pixels must be"),
+        (("--prompt", "?", "--limit-mm-per-prompt", "4"), 2, "write image=4,video=1"),
+        (("--prompt", "?", "--limit-mm-per-prompt", "audio=4"), 2, "known are image and video"),
+        (
+            ("--prompt", "?", "--image", pictures / "a.png", "--limit-mm-per-prompt", "image=0"),
+            1,
+            "limit_mm_per_prompt allows 0",
+        ),
     ):
         assert call("--model", tiny_folder, *arguments) == code, words
         errors = capsys.readouterr().err

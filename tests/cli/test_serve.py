@@ -86,6 +86,10 @@ def test_wrong_arguments(tmp_path: Path, tiny_folder: Path, capsys: pytest.Captu
         ((*free, "--max-model-len", "99999999"), 2, "max_model_len"),
         ((*free, "--dtype", "int3"), 2, "int3"),
         ((*free, "--adapter", str(tmp_path)), 1, "adapter_config.json"),
+        ((*free, "--gpu-memory-utilization", "1.5"), 2, "gpu_memory_utilization must be"),
+        ((*free, "--cpu-memory-share", "0"), 2, "cpu_memory_share must be"),
+        ((*free, "--device-map", "balanced"), 2, "device_map 'balanced'"),
+        ((*free, "--limit-mm-per-prompt", '{"audio": 4}'), 2, "known are image and video"),
     ):
         found, error = fails(capsys, *arguments)
         assert (found, words in error) == (code, True), error

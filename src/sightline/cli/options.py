@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from sightline.errors import UsageError
 
 Model = Annotated[Path, typer.Option("--model", help="The checkpoint folder.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="A PEFT adapter folder to put on top.")]
@@ -42,3 +45,45 @@ Speculation = Annotated[
         "--num-speculative-tokens", min=0, max=64, help="Tokens guessed ahead from the text itself."
     ),
 ]
+GpuMemory = Annotated[
+    float,
+    typer.Option("--gpu-memory-utilization", help="Share of a card's memory that may be taken in all."),
+]
+CpuMemory = Annotated[
+    float,
+    typer.Option("--cpu-memory-share", help="On a CPU, share of the memory left over for keys and values."),
+]
+DeviceMap = Annotated[
+    str | None, typer.Option("--device-map", help="auto spreads the model over the visible cards.")
+]
+MediaLimits = Annotated[
+    str | None,
+    typer.Option(
+        "--limit-mm-per-prompt",
+        metavar="LIMITS",
+        help="Most media of a prompt: image=4,video=1, or JSON that may name width and height too.",
+    ),
+]
+
+
+def media_limits(text: str | None) -> dict[str, Any] | None:
+    """What --limit-mm-per-prompt says, as `EngineSettings.limit_mm_per_prompt` takes and checks it.
+
+    Raises:
+        UsageError: it is neither JSON nor a list of image=N and video=N.
+    """
+    if text is None:
+        return None
+    try:
+        if text.lstrip().startswith("{"):
+            return dict(json.loads(text))
+        pairs = [part.split("=") for part in text.split(",")]
+        limits = {kind.strip(): int(count) for kind, count in pairs}
+        if len(limits) == len(pairs):
+            return limits
+    except ValueError:  # JSONDecodeError is one
+        pass
+    raise UsageError(
+        f"--limit-mm-per-prompt is {text!r}; write image=4,video=1 or JSON such as "
+        '{"image": {"count": 4, "width": 1280, "height": 720}}'
+    )

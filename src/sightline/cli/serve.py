@@ -8,16 +8,21 @@ import typer
 
 from sightline.cli.options import (
     Adapter,
+    CpuMemory,
     Device,
+    DeviceMap,
     Dtype,
+    GpuMemory,
     KvCacheMemory,
     MaxBatchedTokens,
     MaxModelLen,
     MaxPixels,
+    MediaLimits,
     Model,
     PrefixCaching,
     Quantization,
     Speculation,
+    media_limits,
 )
 
 if TYPE_CHECKING:
@@ -39,10 +44,14 @@ def command(
     max_model_len: MaxModelLen = None,
     max_num_batched_tokens: MaxBatchedTokens = None,
     kv_cache_memory: KvCacheMemory = None,
+    gpu_memory_utilization: GpuMemory = 0.9,
+    cpu_memory_share: CpuMemory = 0.4,
+    limit_mm_per_prompt: MediaLimits = None,
     prefix_caching: PrefixCaching = True,
     num_speculative_tokens: Speculation = 0,
     quantization: Quantization = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
 ) -> None:
     """Serve a model over HTTP with OpenAI's API, until Ctrl-C.
@@ -63,10 +72,14 @@ def command(
         max_model_len=max_model_len,
         max_num_batched_tokens=max_num_batched_tokens,
         kv_cache_memory_bytes=kv_cache_memory,
+        gpu_memory_utilization=gpu_memory_utilization,
+        cpu_memory_share=cpu_memory_share,
+        limit_mm_per_prompt=media_limits(limit_mm_per_prompt),
         enable_prefix_caching=prefix_caching,
         num_speculative_tokens=num_speculative_tokens,
         quantization=quantization,
         device=device,
+        device_map=device_map,
         dtype=dtype,
     )
 
