@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 from engine_parts import PlainPreparer, RuleRunner, answer_to, make_core
 from tiny import make_tokenizer
 
-from sightline.engine.async_engine import AsyncEngine, EngineFull, EngineStopped
+from sightline.engine import async_engine
+from sightline.engine.async_engine import AsyncEngine
+from sightline.engine.errors import EngineDied, EngineFull, EngineStopped
 from sightline.engine.sampling.params import SamplingParams
 from sightline.engine.scheduling.step import Step
 from sightline.errors import SightlineError
@@ -205,9 +209,9 @@ def test_a_dead_thread_fails_whoever_waits(bench: Bench, caplog: pytest.LogCaptu
     streams = [bench.engine.add([i], params()) for i in range(12)]
     bench.gate.set()
     for stream in streams:
-        with pytest.raises(EngineStopped, match="died"):
+        with pytest.raises(EngineDied, match="died"):
             stream.result(20)
-    with pytest.raises(EngineStopped, match="died"):
+    with pytest.raises(EngineDied, match="died"):
         bench.engine.add([1], params())
     assert not bench.engine.alive
     assert "the engine's thread died" in caplog.text
@@ -233,6 +237,122 @@ def test_a_stuck_step_shows(bench: Bench) -> None:
     bench.gate.set()
     stream.result(20)
     assert bench.engine.stalled() == 0
+
+
+def test_a_kept_stream_keeps_no_request(bench: Bench) -> None:
+    requests: list[weakref.ref[Any]] = []
+    prepare = bench.preparer.prepare
+
+    def watched(*given: Any, **rest: Any) -> Any:
+        request, preparation = prepare(*given, **rest)
+        request.encoded = Pixels()  # type: ignore[assignment]
+        requests.append(weakref.ref(request.encoded))
+        return request, preparation
+
+    bench.preparer.prepare = watched  # type: ignore[method-assign]
+    gc.disable()  # pixels do not wait for the collector
+    try:
+        streams = [bench.engine.add([i], params(3)) for i in range(5)]
+        assert all(stream.result(20).finished for stream in streams)
+        bench.runner.steps.clear()
+        assert bench.engine.drain(20)
+        assert [request() for request in requests] == [None] * 5
+        engine = weakref.ref(bench.engine)
+        bench.engine.close()
+        bench.engine = None  # type: ignore[assignment]
+        gc.collect()
+        assert engine() is None
+    finally:
+        gc.enable()
+        bench.engine = AsyncEngine(bench.core, bench.preparer, in_turn=True)  # type: ignore[arg-type]
+    assert all(stream.output.finished for stream in streams)
+
+
+class Pixels:
+    """Stands for what a request holds most of."""
+
+
+def test_an_output_can_be_read_at_any_moment(bench: Bench) -> None:
+    streams: dict[str, Any] = {}
+    seen: list[bool] = []
+    forget = bench.core.forget
+
+    def watched(request_id: str) -> None:
+        forget(request_id)
+        seen.append(streams[request_id].output.finished)
+
+    bench.core.forget = watched  # type: ignore[method-assign]
+    bench.hold()
+    for name in "abc":
+        streams[name] = bench.engine.add([ord(name)], params(3), request_id=name)
+    bench.gate.set()
+    assert all(stream.result(20).finished for stream in streams.values())
+    assert bench.engine.drain(20)
+    bench.engine.close()
+    assert seen == [True] * 3
+
+
+def test_an_id_of_the_caller_is_not_given_again(bench: Bench) -> None:
+    bench.hold()
+    named = bench.engine.add([1], params(), request_id="1")
+    others = [bench.engine.add([2], params()) for _ in range(3)]
+    assert len({stream.id for stream in [named, *others]}) == 4
+    bench.gate.set()
+    assert all(stream.result(20).finished for stream in [named, *others])
+
+
+def test_the_collector_may_end_an_engine_that_this_thread_uses(bench: Bench) -> None:
+    bench.hold()
+    stream = bench.engine.add([1], params(100))
+    with bench.engine._lock:
+        stopper = threading.Thread(target=bench.engine.stop)
+        stopper.start()
+        stopper.join(5)
+        assert not stopper.is_alive()
+    bench.gate.set()
+    assert stream.result(20).outputs[0].finish_reason == "abort"
+    with pytest.raises(EngineStopped) as refused:
+        bench.engine.add([1], params())
+    assert not isinstance(refused.value, EngineDied)
+
+
+def test_threads_that_take_nothing_more_end_the_engine_in_order() -> None:
+    """At its exit Python shuts all pools before anything else may close the engine."""
+    bench = Bench(in_turn=False)
+    bench.hold()
+    first = bench.engine.add([1], params())
+    first.wait_opened(20)
+    assert bench.engine._line._pool is not None
+    bench.engine._line._pool.shutdown()
+    second = bench.engine.add([2], params())
+    bench.gate.set()
+    assert second.result(20).outputs[0].finish_reason == "abort"
+    assert first.result(20).outputs[0].finish_reason in ("abort", "length")
+    assert not bench.engine.alive
+    bench.engine.close()
+
+
+def test_an_engine_that_slept_is_not_stuck(bench: Bench) -> None:
+    bench.engine.add([1], params()).result(20)
+    bench.engine.drain(20)
+    bench.engine._draining = False
+    bench.hold()
+    bench.engine.heartbeat -= 3600
+    stream = bench.engine.add([1], params())
+    assert bench.engine.stalled() < 10
+    bench.gate.set()
+    stream.result(20)
+
+
+def test_an_engine_that_waits_for_its_threads_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_engine, "_BEAT", 0.05)
+    bench = Bench(in_turn=False)
+    bench.preparer.seconds = 1.0
+    stream = bench.engine.add([1], params())
+    time.sleep(0.7)
+    assert bench.engine.stalled() < 0.5
+    stream.result(20)
+    bench.engine.close()
 
 
 def test_loops_that_are_closed_do_not_matter(bench: Bench) -> None:

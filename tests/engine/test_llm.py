@@ -176,6 +176,62 @@ def test_a_bad_prompt_of_a_generator_ends_the_others(llm: LLM) -> None:
         time.sleep(0.05)
 
 
+def test_a_generator_keeps_no_request_that_is_answered(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[weakref.ref[Any]] = []
+    most = 0
+    prepare = llm._preparer.prepare
+
+    def watched(*given: Any, **options: Any) -> Any:
+        request, preparation = prepare(*given, **options)
+        requests.append(weakref.ref(request))
+        return request, preparation
+
+    def prompts() -> Iterator[str]:
+        nonlocal most
+        for number in range(20):
+            gc.collect()
+            most = max(most, sum(request() is not None for request in requests))
+            yield "what " * (number % 4 + 1)
+
+    monkeypatch.setattr(llm._preparer, "prepare", watched)
+    assert len(llm.generate(prompts(), SamplingParams(max_tokens=3))) == 20
+    assert len(requests) == 20
+    assert most <= llm.window + 1
+
+
+def test_settings_of_a_generator_are_as_many_as_its_prompts(llm: LLM) -> None:
+    with pytest.raises(UsageError, match="at least 2 prompts but 1 sampling_params"):
+        llm.generate((text for text in "abc"), [SamplingParams(max_tokens=2)])
+    with pytest.raises(UsageError, match="1 prompts but more sampling_params"):
+        llm.generate((text for text in "a"), [SamplingParams(max_tokens=2)] * 2)
+
+
+def test_threads_wait_for_one_another_where_the_engine_is_full(tiny_folder: Path) -> None:
+    llm = LLM(tiny_folder, dtype="fp32", device="cpu", max_num_seqs=3, max_waiting=3)
+    faults: list[BaseException] = []
+    begun = threading.Barrier(3)
+
+    def prompts() -> Iterator[str]:
+        for number in range(8):
+            yield "a red"
+            if not number:  # each has one open, and each wants six
+                begun.wait(20)
+
+    def ask() -> None:
+        try:
+            assert len(llm.generate(prompts(), SamplingParams(max_tokens=4))) == 8
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    llm.close()
+
+
 def test_numbers_of_a_request(llm: LLM) -> None:
     prompt = "what shape is in the image? a red circle. " * 4
     params = SamplingParams(temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=1)

@@ -76,6 +76,7 @@ def test_a_stream_says_what_the_answer_says(client: openai.OpenAI, n: int) -> No
         "max_completion_tokens": 12,
         "stop": ["e"],
     }
+    client.chat.completions.create(**settings)  # so that both find the prompt in the cache
     whole = client.chat.completions.create(**settings)
     chunks = list(
         client.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True})
@@ -356,7 +357,7 @@ def test_a_failing_engine_tells_clients_nothing_of_its_inside(
     def fail(step: Any) -> None:
         raise RuntimeError("secret path /x")
 
-    monkeypatch.setattr(llm.engine._core._runner, "run", fail)
+    monkeypatch.setattr(llm.engine._core._computer._runner, "run", fail)
     for stream, status in ((False, 500), (True, 200)):
         body = {"messages": about(), "stream": stream}
         reply = httpx.post(f"{address.url}/chat/completions", json=body, timeout=60)
@@ -393,7 +394,7 @@ def test_a_dead_engine_shows_in_health(tiny_folder: Path, monkeypatch: pytest.Mo
     def die(step: Any) -> None:
         raise SystemExit("secret")
 
-    monkeypatch.setattr(llm.engine._core._runner, "run", die)
+    monkeypatch.setattr(llm.engine._core._computer._runner, "run", die)
     with serve_in_background(llm) as address:
         assert httpx.get(f"{address.root}/health").status_code == 200
         for _ in range(2):

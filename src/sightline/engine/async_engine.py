@@ -17,9 +17,10 @@ from typing import Any
 
 from sightline.data.media import DEFAULT, Budget
 from sightline.engine.core import EngineCore
+from sightline.engine.errors import EngineDied, EngineFull, EngineStopped
 from sightline.engine.inputs import read_prompt
 from sightline.engine.line import Job, Line, Result
-from sightline.engine.outputs import CompletionOutput, RequestOutput
+from sightline.engine.outputs import RequestOutput
 from sightline.engine.preprocess import Preparer
 from sightline.engine.sampling.params import SamplingParams
 from sightline.engine.scheduling.sequence import Sequence
@@ -30,13 +31,7 @@ from sightline.errors import SightlineError
 
 log = logging.getLogger("sightline.engine")
 
-
-class EngineFull(SightlineError):
-    """As many requests wait as `max_waiting` allows; later there may be room."""
-
-
-class EngineStopped(SightlineError):
-    """The engine was closed, is being drained, or its thread died."""
+_BEAT = 1.0  # most seconds between two signs of life
 
 
 class AsyncEngine:
@@ -57,8 +52,11 @@ class AsyncEngine:
         self._core = core
         self._preparer = preparer
         self._most_open = (settings.max_num_seqs or 1) + settings.max_waiting
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = (
+            queue.SimpleQueue()
+        )  # None ends the thread
+        self._tell = self._commands.put
         self._line = Line(core, preparer, in_turn=in_turn, tell=self._tell, admit=self._admit)
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -98,7 +96,7 @@ class AsyncEngine:
             on_end: called in the engine's thread when nothing follows; it must not take long.
 
         Raises:
-            EngineFull: too many wait. EngineStopped: the engine takes no more.
+            EngineFull: too many wait. EngineStopped: the engine takes no more; EngineDied, one of these: it cannot.
             SightlineError: it is no prompt, or its settings cannot be used; what opening its media shows is an
                 error of the stream.
         """
@@ -113,12 +111,15 @@ class AsyncEngine:
         with self._lock:
             self._check_open()
             options["number"] = next(self._numbers) if number is None else number
-            name = str(next(self._names)) if request_id is None else request_id
+            unused = (name for name in map(str, self._names) if name not in self._jobs)
+            name = next(unused) if request_id is None else request_id
             if name in self._jobs:
                 raise SightlineError(f"there is a request {name!r} already; give each its own id")
             stream = Stream(name, lambda: self._tell(lambda: self._abort(job)), deltas=deltas, on_end=on_end)
             job = Job(stream, prompt, params, options)
             self._jobs[name] = job
+            if not self._open:
+                self.heartbeat = time.perf_counter()  # it may have slept for long
             self._open += 1
             self._start()
         self._tell(lambda: self._line.push(job))
@@ -136,16 +137,23 @@ class AsyncEngine:
             self._draining = True
             return self._idle.wait_for(lambda: not self._open, timeout)
 
+    def stop(self) -> None:
+        """Begin to end all requests as aborted, and the thread; takes no lock and waits for nothing.
+
+        So the collector may call it at any moment, in any thread.
+        """
+        self._draining = self._closed = True
+        self._tell(None)
+
     def close(self) -> None:
         """End all requests as aborted, and the thread. May be called again."""
+        self.stop()
         with self._lock:
-            self._draining = self._closed = True
             thread = self._thread
-        self._tell(None)
-        if thread is not None and thread is not threading.current_thread():
+        if thread is None:
+            self._let_go()
+        elif thread is not threading.current_thread():
             thread.join()
-        self._line.close()
-        atexit.unregister(self.close)
 
     def stats(self) -> Stats:
         """Counts and gauges; read beside the running engine, so they may be of two neighbouring steps."""
@@ -162,24 +170,15 @@ class AsyncEngine:
         """Seconds since the last sign of life while there is work; 0 for an engine that has none."""
         return time.perf_counter() - self.heartbeat if self._open else 0.0
 
-    def __enter__(self) -> AsyncEngine:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def _check_open(self) -> None:
         if self._failure is not None:
-            raise EngineStopped(f"the engine died: {self._failure}") from self._failure
+            raise EngineDied(f"the engine died: {self._failure}") from self._failure
         if self._draining:
             raise EngineStopped("the engine takes no more requests: it is being stopped")
         if len(self._jobs) >= self._most_open:
             raise EngineFull(
                 f"{len(self._jobs)} requests are computed or waiting already; try again later, or raise max_waiting"
             )
-
-    def _tell(self, command: Callable[[], None] | None) -> None:
-        self._commands.put(command)
 
     def _start(self) -> None:
         if self._thread is None:
@@ -194,7 +193,9 @@ class AsyncEngine:
         try:
             while self._take_commands():
                 self.heartbeat = time.perf_counter()
-                self._line.advance()
+                if not self._line.advance():
+                    self.stop()
+                    break
                 if self._core.has_work:
                     self._deliver(self._core.step())
                 wake(self._wakeups)
@@ -202,16 +203,23 @@ class AsyncEngine:
         except BaseException as error:
             log.exception("the engine's thread died")
             self._failure = error
-            self._end_all(EngineStopped(f"the engine died: {type(error).__name__}: {error}"))
+            self._end_all(EngineDied(f"the engine died: {type(error).__name__}: {error}"))
         finally:
             wake(self._wakeups)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._line.close()
+        atexit.unregister(self.close)
 
     def _take_commands(self) -> bool:
         """Do what was asked for since the last step, waiting for it where there is nothing to compute."""
         waits = not self._core.has_work and not self._line.moves
+        # A sign of life now and then while threads prepare; without any work there is nothing to show.
+        pause = _BEAT if self._line.preparing else None
         while True:
             try:
-                command = self._commands.get(block=waits)
+                command = self._commands.get(block=waits, timeout=pause)
             except queue.Empty:
                 return True
             if command is None:
@@ -238,17 +246,17 @@ class AsyncEngine:
 
     def _finish_unprepared(self, job: Job) -> None:
         """An aborted request of which nothing is known but that it was aborted."""
-        answers = [CompletionOutput(index, finish_reason="abort") for index in range(job.params.n)]
-        ids = list(job.prompt.ids or ())
-        for _ in answers:
+        output = job.aborted()
+        for answer in output.outputs:
             self._core.totals.add_answer("abort", 0)
-        if job.stream.wants_deltas:
-            for answer in answers:
+            if job.stream.wants_deltas:
                 job.stream.push(Delta(answer.index, finish_reason="abort"), self._wakeups)
-        self._end(job, RequestOutput(job.stream.id, job.prompt.text, ids, answers), None)
+        self._end(job, output, None)
 
     def _abort(self, job: Job) -> None:
         """End a request at the next step, or at once while it waits to be prepared."""
+        if job.stream.ended:
+            return
         if job.request is not None:
             job.request.abort()
         elif not job.preparing:
@@ -260,33 +268,18 @@ class AsyncEngine:
             job = self._jobs.get(sequence.request.id)
             if job is None:
                 continue
-            if job.stream.wants_deltas:
-                self._push(job, sequence)
+            delta = job.news(sequence) if job.stream.wants_deltas else None
+            if delta is not None:
+                job.stream.push(delta, self._wakeups)
             if all(one.answer.finished for one in sequence.request.sequences):
-                output = self._core.output(sequence.request)
-                self._core.forget(sequence.request.id)
-                self._end(job, output, None)
-
-    def _push(self, job: Job, sequence: Sequence) -> None:
-        answer, output = sequence.answer, sequence.answer.output
-        told = job.told.get(sequence.index, 0)
-        if told < 0:  # its end is told
-            return
-        ended = output.finish_reason is not None
-        text, tokens = answer.text.take(), output.token_ids[told:]
-        job.told[sequence.index] = -1 if ended else len(output.token_ids)
-        if not (text or tokens or ended):
-            return
-        logprobs = None if output.logprobs is None else output.logprobs[told:]
-        job.stream.push(
-            Delta(sequence.index, text, tokens, logprobs, output.finish_reason, output.stop_reason),
-            self._wakeups,
-        )
+                self._end(job, self._core.output(sequence.request), None)
+                self._core.forget(sequence.request.id)  # only now does no reader ask the core
 
     def _end(self, job: Job, output: RequestOutput | None, error: BaseException | None) -> None:
         # Out of the books before its reader knows, who may ask for the same id again.
         with self._lock:
             self._jobs.pop(job.stream.id, None)
+        job.drop()
         job.stream.end(output, self._wakeups, error)
         with self._idle:
             self._open -= 1

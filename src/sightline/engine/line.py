@@ -14,19 +14,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from sightline.data.conversation import Conversation
 from sightline.engine.core import EngineCore
 from sightline.engine.inputs import Prompt
+from sightline.engine.outputs import CompletionOutput, RequestOutput
 from sightline.engine.preprocess import Preparer
 from sightline.engine.record import Preparation
 from sightline.engine.sampling.params import SamplingParams
 from sightline.engine.scheduling.request import Request
-from sightline.engine.stream import Stream
+from sightline.engine.scheduling.sequence import Sequence
+from sightline.engine.stream import Delta, Stream
 from sightline.errors import SightlineError
 
 log = logging.getLogger("sightline.engine")
 
 Result = tuple[Request, Preparation] | Exception
 
+_NOTHING = Prompt(Conversation([]))
 _THREADS = 3  # that prepare beside an accelerator
 _TURN = 0.05  # seconds that prepare at a stretch on a CPU while answers wait for their next token
 
@@ -48,6 +52,29 @@ class Job:
     preparing: bool = False
     request: Request | None = None
     told: dict[int, int] = field(default_factory=dict)
+
+    def news(self, sequence: Sequence) -> Delta | None:
+        """What one of its answers has and was not told yet."""
+        answer, output = sequence.answer, sequence.answer.output
+        told = self.told.get(sequence.index, 0)
+        if told < 0:
+            return None
+        ended = output.finish_reason is not None
+        text, tokens = answer.text.take(), output.token_ids[told:]
+        self.told[sequence.index] = -1 if ended else len(output.token_ids)
+        if not (text or tokens or ended):
+            return None
+        logprobs = None if output.logprobs is None else output.logprobs[told:]
+        return Delta(sequence.index, text, tokens, logprobs, output.finish_reason, output.stop_reason)
+
+    def aborted(self) -> RequestOutput:
+        """The output of a request that was aborted before it was prepared."""
+        answers = [CompletionOutput(index, finish_reason="abort") for index in range(self.params.n)]
+        return RequestOutput(self.stream.id, self.prompt.text, list(self.prompt.ids or ()), answers)
+
+    def drop(self) -> None:
+        """It has ended: let go of its pictures, whoever still holds the job."""
+        self.prompt, self.request = _NOTHING, None
 
 
 class Line:
@@ -88,8 +115,16 @@ class Line:
         """Whether the next request may be prepared now."""
         return bool(self._waiting) and self._preparing + self._core.waiting < 2 * self._seats
 
-    def advance(self) -> None:
-        """Prepare the next ones: beside the engine, or on a CPU what the next step has room for and at least one."""
+    @property
+    def preparing(self) -> bool:
+        """Whether threads beside the engine are at work."""
+        return self._preparing > 0
+
+    def advance(self) -> bool:
+        """Prepare the next ones: beside the engine, or on a CPU what the next step has room for and at least one.
+
+        Returns False where nothing can be prepared any more, because the process is ending.
+        """
         begun = time.perf_counter()
         while self.moves:
             _, _, job = heapq.heappop(self._waiting)
@@ -97,12 +132,16 @@ class Line:
                 continue
             job.preparing = True
             if self._pool is not None:
+                try:
+                    self._pool.submit(self._prepare_beside, job)
+                except RuntimeError:  # Python shuts all pools before it calls what is registered for its exit
+                    return False
                 self._preparing += 1
-                self._pool.submit(self._prepare_beside, job)
                 continue
             self._admit(job, self._prepare(job))
             if self._core.has_work and (self._is_enough() or time.perf_counter() - begun > _TURN):
-                return
+                break
+        return True
 
     def close(self) -> None:
         if self._pool is not None:

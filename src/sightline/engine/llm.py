@@ -12,6 +12,7 @@ from typing import Any
 from sightline.data.conversation import Conversation
 from sightline.engine.assembly import assemble
 from sightline.engine.async_engine import AsyncEngine
+from sightline.engine.errors import EngineFull
 from sightline.engine.inputs import Prompt, read_messages, read_prompt
 from sightline.engine.outputs import RequestOutput
 from sightline.engine.sampling.params import ParameterError, SamplingParams
@@ -52,8 +53,9 @@ class LLM:
         self.settings = parts.settings
         self.engine: AsyncEngine = parts.engine()
         self._preparer = parts.preparer
-        # Its thread would keep the model in memory when this object is gone.
-        self._finalizer = weakref.finalize(self, self.engine.close)
+        # Its thread would keep the model in memory when this object is gone. The collector may call this while this
+        # very thread holds the engine's lock, so it must not wait for the engine.
+        weakref.finalize(self, self.engine.stop)
 
     @property
     def adapter(self) -> str | Path | None:
@@ -150,7 +152,7 @@ class LLM:
 
     def close(self) -> None:
         """End what is running and the engine's thread. Without it, this happens when the object is dropped."""
-        self._finalizer()
+        self.engine.close()
 
     def _generate(self, prompts: Iterable[Prompt], params: Params, show: bool) -> list[RequestOutput]:
         given = self.get_default_sampling_params() if params is None else params
@@ -170,33 +172,42 @@ class LLM:
         self, pairs: Iterable[tuple[Prompt, SamplingParams]], total: int | None, show: bool
     ) -> list[RequestOutput]:
         """Keep a window of requests open until all are answered; one that cannot be used ends the others."""
-        streams: list[Stream] = []
-        places: dict[str, int] = {}
+        open_: dict[Stream, int] = {}
+        outputs: dict[int, RequestOutput] = {}  # not the streams: of a long list only the answers are kept
         ended: queue.SimpleQueue[Stream] = queue.SimpleQueue()
         with ExitStack() as stack:
             progress = stack.enter_context(Progress("answering", total)) if show else None
 
             def settle() -> None:
                 stream = ended.get()
-                with _naming(places.pop(stream.id), total):
-                    stream.result()
+                place = open_.pop(stream)
+                with _naming(place, total):
+                    outputs[place] = stream.result()
                 if progress is not None:
                     progress.advance()
 
+            def give(place: int, prompt: Prompt, params: SamplingParams) -> Stream:
+                while True:
+                    try:
+                        with _naming(place, total):
+                            return self.engine.add(prompt, params, deltas=False, on_end=ended.put)
+                    except EngineFull:
+                        if not open_:
+                            raise
+                    settle()  # other threads fill the engine too
+
             try:
                 for place, (prompt, params) in enumerate(pairs):
-                    while len(places) >= self.window:
+                    while len(open_) >= self.window:
                         settle()
-                    with _naming(place, total):
-                        streams.append(self.engine.add(prompt, params, deltas=False, on_end=ended.put))
-                    places[streams[-1].id] = place
-                while places:
+                    open_[give(place, prompt, params)] = place
+                while open_:
                     settle()
             except BaseException:
-                for stream in streams:
+                for stream in open_:
                     stream.abort()
                 raise
-        return [stream.output for stream in streams]
+        return [outputs[place] for place in range(len(outputs))]
 
 
 class _naming:
@@ -218,7 +229,21 @@ def _paired(
 ) -> Iterator[tuple[Prompt, SamplingParams]]:
     if isinstance(params, SamplingParams):
         return ((prompt, params) for prompt in prompts)
-    return zip(prompts, params, strict=True)
+    return _zipped(prompts, params)
+
+
+def _zipped(
+    prompts: Iterable[Prompt], params: Iterable[SamplingParams]
+) -> Iterator[tuple[Prompt, SamplingParams]]:
+    each = iter(params)
+    number = 0
+    for number, prompt in enumerate(prompts, 1):
+        one = next(each, None)
+        if one is None:
+            raise UsageError(f"there are at least {number} prompts but {number - 1} sampling_params")
+        yield prompt, one
+    if next(each, None) is not None:
+        raise UsageError(f"there are {number} prompts but more sampling_params")
 
 
 def _is_one(prompts: Any) -> bool:

@@ -60,7 +60,7 @@ class Stream:
         self.id = request_id
         self.wants_deltas = deltas
         self.aborted = False
-        self._on_abort = on_abort
+        self._on_abort: Callable[[], None] | None = on_abort
         self._on_end = on_end
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -85,16 +85,19 @@ class Stream:
         Raises:
             RuntimeError: the request is not prepared yet (see `opened`).
         """
-        current, output = self._current, self._output
-        if output is None and current is None:
-            raise RuntimeError(f"request {self.id} has no output yet")
-        return output if output is not None else current()  # type: ignore[misc]
+        with self._changed:  # it does not end while it is looked at
+            if self._output is not None:
+                return self._output
+            if self._current is None:
+                raise RuntimeError(f"request {self.id} has no output yet")
+            return self._current()
 
     def abort(self) -> None:
         """End the answers at the next step; from any thread, any number of times."""
-        if not self._ended and not self.aborted:
+        on_abort = self._on_abort  # None once it has ended
+        if on_abort is not None and not self.aborted:
             self.aborted = True
-            self._on_abort()
+            on_abort()
 
     def result(self, timeout: float | None = None) -> RequestOutput:
         """Wait for the end.
@@ -168,10 +171,12 @@ class Stream:
             if self._ended:
                 return
             self._output, self._error, self._ended = output, error, True
-            self._current = None  # and with it the request's pixels
+            # A stream may be kept for long; the request, its pixels and the engine shall not be kept with it.
+            self._current = self._on_abort = None
+            on_end, self._on_end = self._on_end, None
             self._wake(wakeups)
-        if self._on_end is not None:
-            self._on_end(self)
+        if on_end is not None:
+            on_end(self)
 
     def _wake(self, wakeups: Wakeups) -> None:
         self._changed.notify_all()

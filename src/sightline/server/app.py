@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 import sightline
 from sightline.data.conversation import Conversation
@@ -91,9 +92,23 @@ def create_app(
                 return JSONResponse(reply.completion(await worker.finished(stream)))
         usage = request.stream_options is not None and request.stream_options.include_usage
         events = chat_events(reply, worker, stream, answers=params.n, include_usage=usage)
-        return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
+        return _Events(events, stream)
 
     return app
+
+
+class _Events(StreamingResponse):
+    """A stream's events. A client that left before the first of them was asked for ends its request too."""
+
+    def __init__(self, events: AsyncIterator[str], stream: Stream) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=HEADERS)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.abort()
 
 
 @contextlib.asynccontextmanager

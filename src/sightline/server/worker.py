@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator
 
 from sightline.data.conversation import Conversation
-from sightline.engine.async_engine import EngineFull, EngineStopped
+from sightline.engine.errors import EngineDied, EngineFull, EngineStopped
 from sightline.engine.llm import LLM
 from sightline.engine.outputs import RequestOutput
 from sightline.engine.sampling.params import ParameterError, SamplingParams
@@ -110,7 +110,9 @@ def _refusal(error: SightlineError) -> RequestError:
     """An error of the engine as the client hears of it."""
     if isinstance(error, EngineFull):
         return RequestError(str(error), status=503)
-    if isinstance(error, EngineStopped):
-        log.error("the engine takes no requests: %s", error)
+    if isinstance(error, EngineDied):
+        log.error("%s", error)
         return RequestError(FAILED, status=500)
+    if isinstance(error, EngineStopped):
+        return RequestError(STOPPING, status=503)
     return RequestError(str(error), param=error.name if isinstance(error, ParameterError) else "messages")
