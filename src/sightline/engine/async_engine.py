@@ -255,11 +255,9 @@ class AsyncEngine:
 
     def _abort(self, job: Job) -> None:
         """End a request at the next step, or at once while it waits to be prepared."""
-        if job.stream.ended:
-            return
         if job.request is not None:
             job.request.abort()
-        elif not job.preparing:
+        elif not (job.preparing or job.stream.ended):
             self._finish_unprepared(job)
 
     def _deliver(self, changed: list[Sequence]) -> None:

@@ -82,10 +82,7 @@ class EngineCore:
 
     def forget(self, request_id: str) -> None:
         """Drop what is kept for the output of a request that has ended."""
-        record = self._records.pop(request_id, None)
-        if record is not None:
-            # A request and its sequences refer to each other; its pixels shall not wait for the collector.
-            record.request.encoded = None
+        self._records.pop(request_id, None)
 
     @property
     def has_work(self) -> bool:

@@ -74,6 +74,9 @@ class Job:
 
     def drop(self) -> None:
         """It has ended: let go of its pictures, whoever still holds the job."""
+        if self.request is not None:
+            # A request and its sequences refer to each other; the pixels shall not wait for the collector.
+            self.request.encoded = None
         self.prompt, self.request = _NOTHING, None
 
 

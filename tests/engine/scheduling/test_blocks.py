@@ -178,10 +178,20 @@ def test_evicted_blocks_are_found_no_more_and_used_ones_are_never_evicted() -> N
     _compute(pool, other)
     assert not set(other.blocks) & set(held.blocks)
     assert _found(pool, [1] * 9) == 0
-    assert not pool.can_grow(other, 9)
+    assert pool.missing(other, 9) > pool.free_blocks
     with pytest.raises(ValueError, match="1 blocks are wanted but only 0 are free"):
         pool.grow(other, 9)
     pool.check_integrity([held, other])
+
+
+def test_a_shared_block_is_free_when_its_last_holder_leaves() -> None:
+    pool = BlockPool(8, 4)
+    first, second = _sequence([1] * 11), _sequence([1] * 10)
+    _compute(pool, first)
+    pool.match(second)
+    _compute(pool, second)
+    assert len(set(first.blocks) & set(second.blocks)) == 2
+    assert [pool.held_only_by(some) for some in ([], [first], [second], [first, second])] == [0, 1, 1, 4]
 
 
 def test_room_counts_free_and_evictable_blocks() -> None:

@@ -473,6 +473,21 @@ def test_no_more_are_preempted_than_is_needed() -> None:
     assert run_step(scheduler, model).preempted == low[2].sequences
 
 
+def test_what_is_preempted_does_not_come_back_in_the_same_step() -> None:
+    scheduler, model = _engine(blocks=8, block_size=2, max_num_batched_tokens=8)
+    low = make_request("low", [0] * 12, limit=2, priority=1)
+    scheduler.add(low)
+    run_step(scheduler, model)
+    high = make_request("high", [1] * 3, limit=1)
+    scheduler.add(high)
+    step = run_step(scheduler, model)
+    assert step.preempted == low.sequences
+    # Its blocks can still be found, and beside the other's there is room for the rest of it.
+    assert _chunks(step) == [("high", 0, 3)]
+    run_all(scheduler, model)
+    assert [_answers(low), _answers(high)] == [_expected(low), _expected(high)]
+
+
 def test_a_prompt_that_is_wholly_cached_computes_its_last_block() -> None:
     scheduler, model = _engine(block_size=4)
     for name in "ab":
@@ -576,6 +591,18 @@ def test_drafts_take_no_block_that_a_certain_token_needs() -> None:
     step = run_step(scheduler, model)
     assert step.preempted == []
     assert _chunks(step) == [("a", 4, 1), ("b", 4, 1)]
+
+
+def test_drafts_leave_a_block_for_everyone_that_runs() -> None:
+    scheduler, model = _engine(blocks=5, block_size=4, max_num_seqs=2)
+    requests = [make_request(name, prompt, limit=12) for name, prompt in (("a", [0] * 4), ("b", [1] * 4))]
+    for request in requests:
+        scheduler.add(request)
+    run_step(scheduler, model)
+    requests[0].sequences[0].drafts = [0] * 10
+    step = run_step(scheduler, model)
+    assert step.preempted == []
+    assert _chunks(step) == [("a", 4, 4), ("b", 4, 1)]
 
 
 def test_an_abort_takes_effect_in_the_next_schedule() -> None:

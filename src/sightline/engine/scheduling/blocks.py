@@ -82,8 +82,10 @@ class BlockPool:
         """How many blocks the table lacks to hold `tokens` tokens in all."""
         return max(0, -(-tokens // self.block_size) - len(sequence.blocks))
 
-    def can_grow(self, sequence: Sequence, tokens: int) -> bool:
-        return self.missing(sequence, tokens) <= self.free_blocks
+    def held_only_by(self, sequences: Iterable[Sequence]) -> int:
+        """How many blocks would be free if these sequences gave all of theirs back."""
+        held = Counter(block for sequence in sequences for block in sequence.blocks)
+        return sum(count == self._references[block] for block, count in held.items())
 
     def room(self, sequence: Sequence) -> int:
         """How many tokens more than the computed ones the sequence could hold if it got every free block."""
@@ -93,7 +95,7 @@ class BlockPool:
         """Make the table long enough for `tokens` tokens in all.
 
         Raises:
-            ValueError: there are not as many blocks; ask `can_grow` first.
+            ValueError: there are not as many blocks (`free_blocks`).
         """
         missing = self.missing(sequence, tokens)
         if not missing:

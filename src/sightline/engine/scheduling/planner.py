@@ -1,7 +1,8 @@
 """What the next step computes: one token of every answer that runs, and as much of the prompts as fits beside them.
 
 Nothing overtakes in the order of the queues: what is more important gets the blocks, the token budget and the
-encoder first. So the most important sequence always gets on, and each one becomes the most important in its turn.
+encoder first. So the most important sequence always gets on, and within a priority each one becomes the most
+important in its turn. More important requests that never cease to come keep lesser ones waiting.
 When blocks run out, the least important sequence gives all of its own back and computes them again later;
 `Sequence.tokens` keeps what it has answered so far.
 """
@@ -37,8 +38,8 @@ class Planner:
         self._queues = queues
         self._pool = pool
         self._claims = claims
-        # The first waiting sequence that did not fit, and how many had left the running ones then.
-        self._shortage: tuple[Sequence | None, int] = (None, 0)
+        # The order of the first waiting sequence that did not fit, and how many had left the running ones then.
+        self._shortage: tuple[tuple[int, int, int] | None, int] = (None, 0)
         # Of the step that is being planned: its chunks, the tokens left, the prompts that it leaves unfinished,
         # and the blocks that running sequences will take soon (None: count them).
         self._step = Step()
@@ -93,9 +94,8 @@ class Planner:
     def _drafts(self, sequence: Sequence, most: int) -> list[int]:
         """The drafts worth checking: within the budget, the answer's limit and the blocks that are free."""
         # Where blocks run low, they are for certain tokens.
-        room = len(sequence.blocks) * self._pool.block_size - sequence.computed
-        if self._pool.free_blocks > len(self._queues.running):
-            room = self._pool.room(sequence)
+        spare = max(0, self._pool.free_blocks - len(self._queues.running))
+        room = (len(sequence.blocks) + spare) * self._pool.block_size - sequence.computed
         most = min(most, sequence.most_computed - sequence.computed - 1, room - 1)
         return sequence.drafts[: max(0, most)]
 
@@ -104,9 +104,10 @@ class Planner:
     def _prefill(self) -> None:
         waiting = self._queues.waiting
         running = deque(sequence for sequence in self._queues.running if not sequence.decoding)
-        # What was preempted a moment ago shall not come back before its blocks are used.
-        admitting = not self._step.preempted
+        admitting = True
         while self._budget and self._partial < self.max_partial_prefills:
+            # What was preempted a moment ago shall not come back before its blocks are used.
+            admitting = admitting and not self._step.preempted
             if admitting and waiting and not (running and running[0].order < waiting[0].order):
                 admitting = self._admit(waiting[0])
             elif running:
@@ -127,7 +128,7 @@ class Planner:
         if len(self._queues.running) >= self.max_num_seqs:
             return False
         # To look for a long prompt in the cache takes time: again only when one has left since the last time.
-        if self._shortage == (sequence, self._queues.departures):
+        if self._shortage == (sequence.order, self._queues.departures):
             return False
         if not (sequence.index == 0 and sequence.request.logs_prompt):
             self._pool.match(sequence)
@@ -154,13 +155,13 @@ class Planner:
         if missing + self._promises() <= pool.free_blocks:
             return True
         lesser = [other for other in running if other.request.priority > sequence.request.priority]
-        could_be_free = pool.free_blocks + sum(len(other.blocks) for other in lesser)
+        could_be_free = pool.free_blocks + pool.held_only_by(lesser)
         if missing + self._promises() <= could_be_free:
             while lesser and missing + self._promises() > pool.free_blocks:
                 self._preempt(lesser.pop())
             if missing + self._promises() <= pool.free_blocks:
                 return True
-        self._shortage = (sequence, self._queues.departures)
+        self._shortage = (sequence.order, self._queues.departures)
         return False
 
     def _promises(self) -> int:
