@@ -114,7 +114,7 @@ def test_int4_of_a_few_rows_equals_its_definition(
 
 @pytest.mark.skipif(not int8.has_onednn(), reason="no 8 bit product on this CPU")
 def test_int4_of_many_rows_is_the_int8_product_of_the_widened_weight() -> None:
-    layer = Int4Linear.from_linear(torch.randn(48, 96), torch.randn(48))
+    layer = Int4Linear.from_linear(torch.randn(48, 96), torch.randn(48), group=32)
     weight, scale = widen(unpack_int4(layer.plain_weight()), layer.weight_scale)
     x = inputs(11, 96, torch.float32)
     assert_near(layer(x), int8_reference(x, weight, scale, layer.bias), x.dtype, layer.bias)
@@ -151,7 +151,7 @@ def test_stacked_layers_answer_side_by_side(kind: type[Int8Linear] | type[Int4Li
 def test_quantized_layers_have_nothing_to_train() -> None:
     for layer in (
         Int8Linear.from_linear(nn.Linear(32, 16).weight),
-        Int4Linear.from_linear(torch.ones(16, 32)),
+        Int4Linear.from_linear(torch.ones(16, 64)),
     ):
         assert list(layer.parameters()) == []
 
