@@ -15,7 +15,7 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; absent or empty.")],
     quantization: Annotated[str, typer.Option("--quantization", help="int8 or int4.")] = "int8",
     group_size: Annotated[
-        int | None, typer.Option(help="Weights that share a scale in int4: 32, 64, 128 or 256. [default: 32]")
+        int | None, typer.Option(help="Weights that share a scale in int4: 32, 64, 128 or 256. [default: 64]")
     ] = None,
     skip: Annotated[
         list[str] | None,
