@@ -350,13 +350,13 @@ def test_many_threads_prepare_at_once(tiny: Processor) -> None:
     prepare.cache.check_integrity()
 
 
-def test_decoding_does_not_hold_the_tokenizer(tiny: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sightline.engine.media import opening as media
-
-    prepare, held = preparer(tiny), []
-    original = media.open_medium
-    monkeypatch.setattr(
-        media, "open_medium", lambda *given: held.append(prepare.tokenizer_lock.locked()) or original(*given)
-    )
-    prepare.prepare(ask(Image(picture())))
-    assert held == [False]
+def test_no_call_changes_the_tokenizer(tiny: Processor) -> None:
+    """A change fails while another thread uses it; checkpoints may come with settings to be changed."""
+    backend = tiny.tokenizer.backend_tokenizer
+    backend.enable_truncation(7)
+    backend.enable_padding(length=9)
+    backend.encode_special_tokens = not tiny.tokenizer.split_special_tokens
+    preparer(tiny)
+    assert backend.truncation is None
+    assert backend.padding is None
+    assert backend.encode_special_tokens == tiny.tokenizer.split_special_tokens

@@ -2,17 +2,16 @@
 
 In two steps, because the first waits for disks and the second computes: `fetch` reads the bytes of files and
 data: URLs once, `build` hashes these bytes, takes the patches from the image cache or makes them, and
-tokenises. Everything here runs in any number of threads; only the tokenizer is taken one at a time.
+tokenises. Everything here runs in any number of threads.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -81,8 +80,7 @@ class MediaPreparer:
         self.cache = cache
         self.dtype = dtype
         self.most_tokens = most_tokens
-        self.tokenizer_lock = threading.Lock()
-        """A tokenizer of the tokenizers library refuses to be used by two threads at once."""
+        _settle(processor.tokenizer)
         self._mark = settings_mark(processor.vision, dtype)
 
     def prepare(self, prompt: Prompt, budget: Budget = DEFAULT) -> Prepared:
@@ -134,13 +132,12 @@ class MediaPreparer:
                 patched.append(self._patched(fetched, index, key, clock))
         images = [medium for medium in patched if medium.layout.kind == "image"]
         videos = patched[len(images) :]
-        with self.tokenizer_lock:
-            built = self.processor.tokenise(
-                prompt.media,
-                [image.layout for image in images],
-                [video.layout for video in videos],
-                prompt=prompt.text if prompt.text is not None else prompt.ids,
-            )
+        built = self.processor.tokenise(
+            prompt.media,
+            [image.layout for image in images],
+            [video.layout for video in videos],
+            prompt=prompt.text if prompt.text is not None else prompt.ids,
+        )
         encoded = self.processor.assemble(built, images, videos)
         layouts = [medium.layout for medium in patched]
         return Prepared(
@@ -223,6 +220,19 @@ def spans_of(kinds: torch.Tensor, media: Sequence[Layout]) -> list[Span]:
     if waiting[1] or waiting[2]:
         raise ValueError(f"{len(waiting[1]) + len(waiting[2])} media have fewer placeholders than tokens")
     return spans
+
+
+def _settle(tokenizer: Any) -> None:
+    """Bring a tokenizer to the settings that every call of the engine asks for.
+
+    A call that has to change them first fails while another thread tokenises or decodes ("Already borrowed"). With
+    nothing to change, any number of threads may use it.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = tokenizer.split_special_tokens
 
 
 def _medium(key: bytes, layout: Layout) -> Medium:

@@ -30,7 +30,9 @@ class SamplingParams:
         stop: texts that end the answer; they are left out of it.
         stop_token_ids: tokens that end the answer, beside the model's own end tokens.
         ignore_eos: go on after the model's own end tokens.
-        seed: the same seed gives the same answer, whatever else runs beside it.
+        seed: the same seed draws the same random numbers, whatever else runs beside it. In float32 without
+            quantization that gives the same answer; elsewhere logits differ a little with the batch, and where two
+            tokens are about as likely an answer may take the other one.
         skip_special_tokens: leave special tokens out of the text.
         presence_penalty: taken from the logit of every token that the answer holds, -2 to 2.
         frequency_penalty: the same for each time the answer holds it, -2 to 2.
