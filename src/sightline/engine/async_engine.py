@@ -24,7 +24,6 @@ from sightline.engine.outputs import RequestOutput
 from sightline.engine.preprocess import Preparer
 from sightline.engine.sampling.params import SamplingParams
 from sightline.engine.scheduling.sequence import Sequence
-from sightline.engine.settings import EngineSettings
 from sightline.engine.stats import Stats
 from sightline.engine.stream import Delta, Stream, Wakeups, wake
 from sightline.errors import SightlineError
@@ -47,7 +46,7 @@ class AsyncEngine:
     """
 
     def __init__(self, core: EngineCore, preparer: Preparer, *, in_turn: bool) -> None:
-        settings: EngineSettings = core.settings
+        settings = core.settings
         self.heartbeat = time.perf_counter()
         self._core = core
         self._preparer = preparer
@@ -65,7 +64,7 @@ class AsyncEngine:
         self._draining = self._closed = False
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._idle = threading.Condition(self._lock)
+        self._ended = threading.Condition(self._lock)
         self._wakeups: Wakeups = {}
 
     # Callers, from any thread
@@ -133,9 +132,14 @@ class AsyncEngine:
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests and wait for those that are open; whether all ended within `timeout` seconds."""
-        with self._idle:
+        with self._ended:
             self._draining = True
-            return self._idle.wait_for(lambda: not self._open, timeout)
+            return self._ended.wait_for(lambda: not self._open, timeout)
+
+    def wait_for_room(self) -> None:
+        """Wait until one request more can be given, or none ever."""
+        with self._ended:
+            self._ended.wait_for(lambda: len(self._jobs) < self._most_open or self._draining)
 
     def stop(self) -> None:
         """Begin to end all requests as aborted, and the thread; takes no lock and waits for nothing.
@@ -151,7 +155,7 @@ class AsyncEngine:
         with self._lock:
             thread = self._thread
         if thread is None:
-            self._let_go()
+            self._line.close()
         elif thread is not threading.current_thread():
             thread.join()
 
@@ -206,11 +210,8 @@ class AsyncEngine:
             self._end_all(EngineDied(f"the engine died: {type(error).__name__}: {error}"))
         finally:
             wake(self._wakeups)
-            self._let_go()
-
-    def _let_go(self) -> None:
-        self._line.close()
-        atexit.unregister(self.close)
+            self._line.close()
+            atexit.unregister(self.close)
 
     def _take_commands(self) -> bool:
         """Do what was asked for since the last step, waiting for it where there is nothing to compute."""
@@ -264,7 +265,7 @@ class AsyncEngine:
         """Tell readers what a step brought."""
         for sequence in changed:
             job = self._jobs.get(sequence.request.id)
-            if job is None:
+            if job is None or job.request is not sequence.request:  # told, and its id is given again
                 continue
             delta = job.news(sequence) if job.stream.wants_deltas else None
             if delta is not None:
@@ -279,10 +280,9 @@ class AsyncEngine:
             self._jobs.pop(job.stream.id, None)
         job.drop()
         job.stream.end(output, self._wakeups, error)
-        with self._idle:
+        with self._ended:
             self._open -= 1
-            if not self._open:
-                self._idle.notify_all()
+            self._ended.notify_all()
 
     def _end_all(self, error: BaseException | None) -> None:
         """Leave nobody waiting: as aborted where the engine was closed, with an error where it died."""

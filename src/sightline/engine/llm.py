@@ -191,10 +191,12 @@ class LLM:
                     try:
                         with _naming(place, total):
                             return self.engine.add(prompt, params, deltas=False, on_end=ended.put)
-                    except EngineFull:
-                        if not open_:
-                            raise
-                    settle()  # other threads fill the engine too
+                    except EngineFull:  # other threads give it requests too
+                        pass
+                    if open_:
+                        settle()
+                    else:
+                        self.engine.wait_for_room()
 
             try:
                 for place, (prompt, params) in enumerate(pairs):
