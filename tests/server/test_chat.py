@@ -98,6 +98,22 @@ def test_a_stream_says_what_the_answer_says(client: openai.OpenAI, n: int) -> No
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_penalties_and_biases_reach_the_answer(client: openai.OpenAI, llm: LLM) -> None:
+    def ask(**settings: Any) -> str:
+        answer = client.chat.completions.create(
+            model="tiny", messages=about(), temperature=0, max_tokens=24, **settings
+        )
+        return str(answer.choices[0].message.content)
+
+    token = llm.get_tokenizer().encode("a", add_special_tokens=False)[0]
+    assert ask(logit_bias={str(token): 100}) == "a" * 24
+    for name in ("presence_penalty", "frequency_penalty"):
+        expected = SamplingParams(temperature=0, max_tokens=24, **{name: -2.0})
+        plain, changed = ask(), ask(**{name: -2.0})
+        assert changed == llm.chat(about(), expected)[0].outputs[0].text
+        assert changed != plain
+
+
 def test_the_bytes_of_a_stream(address: Address) -> None:
     body = {"messages": about(), "stream": True, "max_tokens": 3, "unknown": 1}
     with httpx.stream("POST", f"{address.url}/chat/completions", json=body, timeout=60) as response:
@@ -196,6 +212,10 @@ def test_models_and_health(client: openai.OpenAI, address: Address) -> None:
         ({"tools": [{"type": "function"}]}, 400, "tools"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),
         ({"logprobs": True}, 400, "logprobs"),
+        ({"presence_penalty": 3}, 400, "presence_penalty"),
+        ({"logit_bias": {"one": 1}}, 400, "logit_bias"),
+        ({"logit_bias": {"99999999": 1}}, 400, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, 400, "logit_bias"),
     ],
 )
 def test_wrong_requests_are_named(address: Address, change: dict[str, Any], status: int, param: str) -> None:

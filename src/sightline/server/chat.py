@@ -21,8 +21,8 @@ from sightline.server.errors import RequestError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 MAX_MEDIA = 16
-# Each is compared with the answer at every token, in the engine's own thread.
-MAX_STOPS, MAX_STOP_LENGTH, MAX_STOP_IDS = 16, 256, 256
+# Each costs time at every token, in the engine's own thread.
+MAX_STOPS, MAX_STOP_LENGTH, MAX_STOP_IDS, MAX_BIASES = 16, 256, 256, 1024
 # What one picture or clip of a request may cost; data sets on this machine may cost more.
 BUDGET = Budget(
     max_bytes=48 * 2**20, max_pixels=40_000_000, max_frames=50_000, max_seconds=1800.0, max_kept_pixels=2**29
@@ -31,6 +31,7 @@ BUDGET = Budget(
 _SAMPLING = (
     *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "min_tokens", "stop"),
     *("stop_token_ids", "ignore_eos", "seed", "skip_special_tokens"),
+    *("presence_penalty", "frequency_penalty", "logit_bias"),
 )
 
 
@@ -41,7 +42,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The fields that are honoured. Unknown ones are ignored; of OpenAI's, those in `_LATER` are refused."""
+    """The fields that are honoured. Unknown ones are ignored; of OpenAI's, those in `_REFUSED` are refused."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -57,6 +58,9 @@ class ChatRequest(BaseModel):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     min_tokens: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
@@ -66,14 +70,11 @@ class ChatRequest(BaseModel):
     do_sample: bool | None = None
 
 
-# Fields that ask for something which is not built yet: to leave them out silently would give a wrong answer.
-_LATER: dict[str, Any] = {
+# Fields that ask for something which this server does not give: to leave them out silently would give a wrong answer.
+_REFUSED: dict[str, Any] = {
     "tools": ([], None),
     "functions": ([], None),
     "logprobs": (False, None),
-    "logit_bias": ({}, None),
-    "presence_penalty": (0, None),
-    "frequency_penalty": (0, None),
     "response_format": ({"type": "text"}, None),
 }
 
@@ -90,10 +91,10 @@ def read_request(body: bytes) -> ChatRequest:
         first = error.errors(include_url=False, include_input=False)[0]
         where = _path(first["loc"])
         raise RequestError(f"{where or 'the body'}: {first['msg'].lower()}", param=where or None) from error
-    for name, harmless in _LATER.items():
+    for name, harmless in _REFUSED.items():
         value = (request.model_extra or {}).get(name)
         if value is not None and value not in harmless:
-            raise RequestError(f"{name} is not supported yet; leave it out", param=name)
+            raise RequestError(f"{name} is not supported by this server; leave it out", param=name)
     return request
 
 
@@ -108,7 +109,7 @@ def sampling_of(request: ChatRequest, defaults: SamplingParams) -> SamplingParam
     given["max_tokens"] = request.max_tokens if limit is None else limit
     if request.do_sample is False:
         given["temperature"] = 0.0
-    _check_stops(request)
+    _check_lengths(request)
     try:
         return replace(defaults, **given)
     except ParameterError as error:
@@ -118,7 +119,7 @@ def sampling_of(request: ChatRequest, defaults: SamplingParams) -> SamplingParam
         raise RequestError(str(error), param=name) from error
 
 
-def _check_stops(request: ChatRequest) -> None:
+def _check_lengths(request: ChatRequest) -> None:
     texts = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if len(texts) > MAX_STOPS or any(len(text) > MAX_STOP_LENGTH for text in texts):
         raise RequestError(
@@ -127,6 +128,8 @@ def _check_stops(request: ChatRequest) -> None:
         )
     if len(request.stop_token_ids or []) > MAX_STOP_IDS:
         raise RequestError(f"stop_token_ids may hold {MAX_STOP_IDS} ids; give fewer", param="stop_token_ids")
+    if len(request.logit_bias or {}) > MAX_BIASES:
+        raise RequestError(f"logit_bias may hold {MAX_BIASES} tokens; give fewer", param="logit_bias")
 
 
 def conversation_of(request: ChatRequest) -> Conversation:
