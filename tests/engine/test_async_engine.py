@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import queue
 import threading
 import time
 import weakref
@@ -294,13 +295,14 @@ def test_an_output_can_be_read_at_any_moment(bench: Bench) -> None:
 
 def test_an_id_may_be_given_again_the_moment_it_is_free(bench: Bench) -> None:
     """The answers to a request may end in one step, and its reader ask again after the first of them is told."""
-    again: list[Any] = []
+    again: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def ask(stream: Any) -> None:
-        again.append(bench.engine.add([2], params(4), request_id="a"))
+        again.put(bench.engine.add([2], params(4), request_id="a"))
 
     bench.engine.add([1], params(3, n=3), request_id="a", on_end=ask).result(20)
-    assert [answer.token_ids for answer in again[0].result(20).outputs] == [answer_to([2], 4)]
+    second = again.get(timeout=20)
+    assert [answer.token_ids for answer in second.result(20).outputs] == [answer_to([2], 4)]
 
 
 def test_an_id_of_the_caller_is_not_given_again(bench: Bench) -> None:
