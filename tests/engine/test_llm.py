@@ -449,3 +449,36 @@ def test_defaults_come_from_the_checkpoint(tiny_folder: Path, tmp_path: Path) ->
     path.write_text(json.dumps({**settings, "top_k": 1.5}))
     with pytest.raises(SightlineError, match=r"generation_config\.json: top_k must be a whole number"):
         llm.get_default_sampling_params()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "words"),
+    [
+        ("a", {"temperature": 0}, "not dict"),
+        (["a"], [3], "not int"),
+        (["a", "b"], [SamplingParams(), None], "not NoneType"),
+        (
+            {"prompt": "a", "multi_modal_data": 3},
+            None,
+            "multi_modal_data of a prompt must be a dict, not int",
+        ),
+        ({"prompt": "a", "mm_processor_kwargs": "x"}, None, "must be a dict, not str"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(llm: LLM, prompt: Any, params: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        llm.generate(prompt, params)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"limit_mm_per_prompt": 1}, {"mm_processor_kwargs": "x"}, {"adapter": -1}]
+)
+def test_settings_of_the_wrong_type_are_named(tiny_folder: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="must be"):
+        LLM(tiny_folder, **arguments)
+
+
+def test_an_engine_of_another_process_says_so(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm.engine, "_process", -1)
+    with pytest.raises(SightlineError, match="made in another process"):
+        llm.generate("a", SamplingParams(max_tokens=1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
+import os
 import queue
 import threading
 import time
@@ -48,6 +49,7 @@ class AsyncEngine:
     def __init__(self, core: EngineCore, preparer: Preparer, *, in_turn: bool) -> None:
         settings = core.settings
         self.heartbeat = time.perf_counter()
+        self._process = os.getpid()
         self._core = core
         self._preparer = preparer
         self._most_open = (settings.max_num_seqs or 1) + settings.max_waiting
@@ -99,6 +101,8 @@ class AsyncEngine:
             SightlineError: it is no prompt, or its settings cannot be used; what opening its media shows is an
                 error of the stream.
         """
+        if os.getpid() != self._process:
+            raise EngineStopped("this engine was made in another process; make one in this")
         prompt = read_prompt(prompt)
         self._preparer.check(prompt, params)
         options = {

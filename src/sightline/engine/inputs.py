@@ -47,7 +47,11 @@ def read_prompt(prompt: Any) -> Prompt:
         raise UsageError(
             f"a prompt is a text, token ids or a dict with a prompt, not {type(prompt).__name__}"
         )
-    parts = _media(prompt.get("multi_modal_data") or {}, prompt.get("mm_processor_kwargs") or {})
+    given = {name: prompt.get(name) or {} for name in ("multi_modal_data", "mm_processor_kwargs")}
+    for name, value in given.items():
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{name} of a prompt must be a dict, not {type(value).__name__}")
+    parts = _media(given["multi_modal_data"], given["mm_processor_kwargs"])
     media = Conversation([Message("user", parts)])
     if isinstance(prompt.get("prompt"), str):
         return replace(read_prompt(prompt["prompt"]), media=media)

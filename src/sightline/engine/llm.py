@@ -156,6 +156,10 @@ class LLM:
 
     def _generate(self, prompts: Iterable[Prompt], params: Params, show: bool) -> list[RequestOutput]:
         given = self.get_default_sampling_params() if params is None else params
+        if isinstance(given, (Mapping, str)) or not isinstance(given, (SamplingParams, Iterable)):
+            raise UsageError(
+                f"sampling_params must be SamplingParams or a list of them, not {type(given).__name__}"
+            )
         total = len(prompts) if isinstance(prompts, Sequence) else None
         if isinstance(given, Sequence) and total is not None and len(given) != total:
             raise UsageError(f"there are {total} prompts but {len(given)} sampling_params")

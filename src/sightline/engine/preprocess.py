@@ -54,6 +54,8 @@ class Preparer:
         Raises:
             SightlineError: the prompt or its settings cannot be used.
         """
+        if not isinstance(params, SamplingParams):
+            raise UsageError(f"sampling_params must be SamplingParams, not {type(params).__name__}")
         self._limits.check(prompt)
         params.check_vocabulary(self._vocabulary)
         check_text(prompt)

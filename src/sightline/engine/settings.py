@@ -132,11 +132,18 @@ class EngineSettings:
         given = {name: value for name, value in arguments.items() if name in known}
         options = {name: value for name, value in pixels.items() if value is not None}
         # The same by two names: the dictionary is the more deliberate one.
-        given["mm_processor_kwargs"] = {**options, **(given.get("mm_processor_kwargs") or {})}
+        if options:
+            given["mm_processor_kwargs"] = {**options, **(given.get("mm_processor_kwargs") or {})}
         given["dtype"] = str(given.get("dtype") or "auto")
         return cls(model, **given)
 
     def __post_init__(self) -> None:
+        for name in ("limit_mm_per_prompt", "mm_processor_kwargs"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Mapping):
+                raise UsageError(f"{name} must be a dict, not {value!r}")
+        if not isinstance(self.model, (str, Path)) or not isinstance(self.adapter, (str, Path, type(None))):
+            raise UsageError("model and adapter must be folders, given as text or Path")
         if self.tensor_parallel_size != 1:
             raise UsageError(
                 f"tensor_parallel_size is {self.tensor_parallel_size}, but one model is not computed by several "
