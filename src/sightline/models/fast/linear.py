@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.models.quantization.module import LAYERS
+from sightline.models.quantization.linear import QuantizedLinear
 
 Convert = Callable[[nn.Linear], nn.Module]
 
@@ -63,8 +63,8 @@ def join(linears: Sequence[nn.Module]) -> nn.Module:
     kind: Any = type(linears[0])
     if any(type(linear) is not kind for linear in linears):
         return Joined(linears)
-    if kind in LAYERS:
-        stacked: nn.Module = kind.stacked(list(linears))
+    if issubclass(kind, QuantizedLinear):
+        stacked: nn.Module = kind.stacked(linears)
         return stacked
     if kind is not nn.Linear:
         return Joined(linears)
@@ -84,7 +84,7 @@ def join(linears: Sequence[nn.Module]) -> nn.Module:
 
 def converted(linear: nn.Module, convert: Convert) -> nn.Module:
     """`convert` on a plain linear map; a quantized one laid out for its device; anything else as it is."""
-    if isinstance(linear, LAYERS):
+    if isinstance(linear, QuantizedLinear):
         return linear.prepare()
     return convert(linear) if type(linear) is nn.Linear else linear
 
@@ -94,7 +94,7 @@ def direct(linear: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
     Our own maps only: others may have hooks.
     """
-    if isinstance(linear, LAYERS):
+    if isinstance(linear, QuantizedLinear):
         kernel, bias = linear.prepare().kernel, linear.bias
         return lambda rows: kernel(rows, bias)
     return linear.forward if isinstance(linear, PackedLinear) else linear

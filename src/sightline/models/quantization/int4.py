@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sightline.models.quantization.int8 import OneDnnKernel, has_onednn
+from sightline.models.quantization.linear import QuantizedLinear
 from sightline.models.quantization.weights import dequantize, pack_int4, quantize_int4, unpack_int4, widen
 
 GROUPS = (32, 64, 128, 256)  # that torch's kernels know
@@ -22,25 +23,16 @@ _BLOCK = 16  # torch's CPU kernel wants a multiple of this many output channels
 _PACK_ROWS = 64 * 256  # packed at a time: torch wants the levels as int32, four bytes for half a one
 
 
-class Int4Linear(nn.Module):
-    """y = x W^T + b with W in 4 bit, one bfloat16 scale for each group of inputs of an output channel.
+class Int4Linear(QuantizedLinear):
+    """W in 4 bit, one bfloat16 scale for each group of inputs of an output channel."""
 
-    The first call (or `prepare`) lays the weight out for the device it is on and drops the plain copy; move the
-    module before that. No parameter, only buffers: there is nothing to train.
-    """
+    stored = "weight_packed"
 
     def __init__(self, packed: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         """packed int32 [N, K / 8] (weights.pack_int4), scale bfloat16 [N, K / group], bias [N]."""
-        super().__init__()
-        self.out_features, self.in_features = packed.shape[0], packed.shape[1] * 8
+        super().__init__(packed, scale, bias)
+        self.in_features = packed.shape[1] * 8
         self.group = self.in_features // scale.shape[1]
-        self.weight_packed: torch.Tensor | None
-        self.weight_scale: torch.Tensor
-        self.bias: torch.Tensor | None
-        self.register_buffer("weight_packed", packed)
-        self.register_buffer("weight_scale", scale)
-        self.register_buffer("bias", bias)
-        self.kernel: Any = None
 
     @classmethod
     def from_linear(
@@ -50,40 +42,9 @@ class Int4Linear(nn.Module):
         integers, scale = quantize_int4(weight.detach(), group)
         return cls(pack_int4(integers), scale, None if bias is None else bias.detach())
 
-    @classmethod
-    def stacked(cls, layers: list[Int4Linear]) -> Int4Linear:
-        """Layers of one input as one layer whose output is theirs side by side; none may be prepared yet."""
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        if len(biases) not in (0, len(layers)):
-            raise ValueError("either all layers that are stacked have a bias or none")
-        return cls(
-            torch.cat([layer.plain_weight() for layer in layers]),
-            torch.cat([layer.weight_scale for layer in layers]),
-            torch.cat(biases) if biases else None,
-        )
-
-    def plain_weight(self) -> torch.Tensor:
-        """The packed weight int32 [N, K / 8], before it is laid out for a device."""
-        if self.weight_packed is None:
-            raise RuntimeError("the weight is laid out for its device already")
-        return self.weight_packed
-
-    def prepare(self) -> Int4Linear:
-        """Lay the weight out for the device it is on; done once."""
-        if self.kernel is None:
-            packed = self.plain_weight()
-            on_cpu = packed.device.type == "cpu" and has_onednn()
-            self.kernel = (CpuKernel if on_cpu else FloatKernel)(packed, self.weight_scale, self.group)
-            self.weight_packed = None
-        return self
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., K] -> [..., N], in the dtype of `x`."""
-        if self.kernel is None:
-            self.prepare()
-        if x.dim() == 2:
-            return self.kernel(x, self.bias)
-        return self.kernel(x.reshape(-1, self.in_features), self.bias).view(*x.shape[:-1], self.out_features)
+    def make_kernel(self, weight: torch.Tensor) -> Any:
+        on_cpu = weight.device.type == "cpu" and has_onednn()
+        return (CpuKernel if on_cpu else FloatKernel)(weight, self.weight_scale, self.group)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, group={self.group}, bias={self.bias is not None}"

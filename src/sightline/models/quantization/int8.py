@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sightline.models.quantization.linear import QuantizedLinear
 from sightline.models.quantization.weights import dequantize, quantize_int8
 
 # Outputs that stay in the cache are scaled there; measured: oneDNN falls to half its rate above about 20 MB.
@@ -56,70 +57,23 @@ def _largest(x: torch.Tensor) -> torch.Tensor:
     return (x.view(torch.int16) & 0x7FFF).amax(-1, keepdim=True).view(x.dtype)
 
 
-class Int8Linear(nn.Module):
-    """y = x W^T + b with W in int8, one scale an output channel.
+class Int8Linear(QuantizedLinear):
+    """W in int8, one scale an output channel."""
 
-    The first call (or `prepare`) lays the weight out for the device it is on and drops the plain copy; move the
-    module before that. No parameter, only buffers: there is nothing to train.
-    """
+    stored = "weight"
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         """weight int8 [N, K] in -127..127, scale [N, 1] any float dtype, bias [N] in the dtype of the inputs."""
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.weight: torch.Tensor | None
-        self.weight_scale: torch.Tensor
-        self.bias: torch.Tensor | None
-        self.register_buffer("weight", weight)
-        self.register_buffer("weight_scale", scale)
-        self.register_buffer("bias", bias)
-        self.kernel: Any = None
+        super().__init__(weight, scale, bias)
+        self.in_features = weight.shape[1]
 
     @classmethod
     def from_linear(cls, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Int8Linear:
         """Quantize a float weight [N, K]."""
         return cls(*quantize_int8(weight.detach()), None if bias is None else bias.detach())
 
-    @classmethod
-    def stacked(cls, layers: list[Int8Linear]) -> Int8Linear:
-        """Layers of one input as one layer whose output is theirs side by side; none may be prepared yet."""
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        if len(biases) not in (0, len(layers)):
-            raise ValueError("either all layers that are stacked have a bias or none")
-        return cls(
-            torch.cat([layer.plain_weight() for layer in layers]),
-            torch.cat([layer.weight_scale for layer in layers]),
-            torch.cat(biases) if biases else None,
-        )
-
-    def plain_weight(self) -> torch.Tensor:
-        """The int8 weight [N, K], before it is laid out for a device."""
-        if self.weight is None:
-            raise RuntimeError("the weight is laid out for its device already")
-        return self.weight
-
-    def prepare(self) -> Int8Linear:
-        """Lay the weight out for the device it is on; done once."""
-        if self.kernel is None:
-            weight = self.plain_weight()
-            self.kernel = choose_kernel(weight)(weight, self.weight_scale)
-            self.weight = None
-        return self
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., K] -> [..., N], in the dtype of `x`."""
-        if self.kernel is None:
-            self.prepare()
-        if x.dim() == 2:
-            return self.kernel(x, self.bias)
-        return self.kernel(x.reshape(-1, self.in_features), self.bias).view(*x.shape[:-1], self.out_features)
-
-    def multiply(self, q: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """What `forward` does with rows that `quantize_rows` made, for layers that share one input.
-
-        Only where the kernel computes in 8 bit (`kernel.integer`).
-        """
-        return self.kernel.multiply(q, largest, self.bias, dtype)
+    def make_kernel(self, weight: torch.Tensor) -> Any:
+        return choose_kernel(weight)(weight, self.weight_scale)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
@@ -145,8 +99,6 @@ def has_onednn() -> bool:
 
 class OneDnnKernel:
     """oneDNN's product of unsigned rows and signed weights, on CPUs."""
-
-    integer = True
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
         self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
@@ -207,8 +159,6 @@ class OneDnnKernel:
 class IntMmKernel:
     """torch._int_mm on CUDA: more than 16 rows, and both sizes multiples of 8."""
 
-    integer = True
-
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
         self.columns = weight.contiguous().t()
         self.scale = scale.flatten().float() / 127
@@ -230,8 +180,6 @@ class IntMmKernel:
 
 class FloatKernel:
     """Any device: the weight is made float again for each product; saves memory, not time."""
-
-    integer = False
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
         self.weight, self.scale = weight, scale

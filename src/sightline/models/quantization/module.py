@@ -14,10 +14,9 @@ from sightline.checkpoints.store import Store, read_config
 from sightline.errors import SightlineError
 from sightline.models.quantization.int4 import GROUPS, Int4Linear
 from sightline.models.quantization.int8 import Int8Linear
+from sightline.models.quantization.linear import QuantizedLinear
 from sightline.models.quantization.scheme import HEAD, Scheme
 from sightline.models.quantization.weights import named
-
-LAYERS = (Int8Linear, Int4Linear)
 
 
 @dataclass
@@ -74,7 +73,7 @@ def quantize_module(
 def prepare(module: Any) -> None:
     """Lay out every quantized layer for the device it is on, now instead of at its first use."""
     for layer in module.modules():
-        if isinstance(layer, LAYERS):
+        if isinstance(layer, QuantizedLinear):
             layer.prepare()
 
 
