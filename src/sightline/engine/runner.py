@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sightline.hardware.graphs import DecodeGraphs, can_capture
+from sightline.hardware.graphs import DecodeGraphs
 from sightline.hardware.operators.attention import choose
 from sightline.hardware.operators.attention.paged import Piece, Plan
 from sightline.models.fast.linear import convert_linear, converted
@@ -120,15 +120,15 @@ class Runner:
 
     def capture(self, *, max_num_seqs: int, max_model_len: int) -> None:
         """Capture decode steps as graphs where the device can; the cache must stay as it is from now on."""
-        if self._eager or not can_capture(self._attention):
-            return
-        self._graphs = DecodeGraphs(
+        graphs = DecodeGraphs(
             self._single_tokens,
             self._attention,
             max_num_seqs=max_num_seqs,
             max_blocks=-(-max_model_len // self.block_size),
+            enforce_eager=self._eager,
         )
-        self._graphs.capture()
+        graphs.capture()
+        self._graphs = graphs if graphs.captured else None
 
     @torch.inference_mode()
     def run(self, step: Step) -> torch.Tensor:
