@@ -15,6 +15,7 @@ from sightline.engine.sampling.answer import decode_logprobs
 from sightline.engine.sampling.logprobs import prompt_logprobs
 from sightline.engine.scheduling.step import Chunk, Step
 from sightline.errors import SightlineError, first_line
+from sightline.hardware.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +176,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, SightlineError):
         return str(error)
     kind, text = type(error).__name__, first_line(error)
-    if isinstance(error, MemoryError) or "OutOfMemory" in kind or "allocate memory" in text:
+    if is_out_of_memory(error):
         return (
             f"the step that computed this request ran out of memory ({text}); lower max_num_batched_tokens, "
             "max_pixels or gpu_memory_utilization"

@@ -19,7 +19,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that a device's memory, or the machine's, is used up."""
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
         return True
-    return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
+    return isinstance(error, (RuntimeError, OSError)) and _WORDS.search(str(error)) is not None
 
 
 @contextmanager
