@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from sightline.demo.template import CHAT_TEMPLATE
 from sightline.files import replacing_folder, write_json
 from sightline.progress import note
 
@@ -109,31 +110,17 @@ _SPECIAL = [
     *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 ]
-_TEMPLATE = """\
-{%- for message in messages -%}
+# Qwen2-VL's: as the demo's, with a system prompt where the conversation brings none.
+_LOOP = "{%- for message in messages -%}\n"
+_TEMPLATE = CHAT_TEMPLATE.replace(
+    _LOOP,
+    _LOOP
+    + """\
 {%- if loop.first and message['role'] != 'system' -%}
 {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
 {%- endif -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
-{%- if message['content'] is string -%}
-{{- message['content'] -}}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}
-{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-{%- elif part['type'] == 'video' or 'video' in part -%}
-{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
-{%- elif 'text' in part -%}
-{{- part['text'] -}}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
+""",
+)
 _SHARD_BYTES = 1 << 30
 _DEVIATION = 0.02
 
