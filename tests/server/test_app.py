@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from sightline.engine.stream import Stream
-from sightline.server.app import _Events
+from sightline.server.exchange import Events, Exchange
 
 
 def test_a_client_that_left_before_the_first_event_ends_its_request() -> None:
@@ -28,6 +28,10 @@ def test_a_client_that_left_before_the_first_event_ends_its_request() -> None:
         raise OSError("nobody is there")
 
     scope: dict[str, Any] = {"type": "http", "asgi": {"spec_version": "2.4"}}
+
+    async def run() -> None:
+        await Events(events(), Exchange(stream, "tiny"))(scope, receive, send)
+
     with pytest.raises(ClientDisconnect):
-        asyncio.run(_Events(events(), stream)(scope, receive, send))
+        asyncio.run(run())
     assert aborts == [1]

@@ -19,6 +19,7 @@ from PIL import Image as Pillow
 
 from sightline import LLM, SamplingParams
 from sightline.engine.stream import Stream
+from sightline.server.limits import Limits
 from sightline.server.run import Address, serve_in_background
 
 
@@ -279,10 +280,11 @@ def test_the_description_is_whole_and_no_page_loads_from_elsewhere(address: Addr
 def test_long_bodies_are_refused(llm: LLM) -> None:
     from sightline.server import run
     from sightline.server.app import create_app
+    from sightline.server.service import Service
 
     listener = run.bind("127.0.0.1", 0)
     ready = threading.Event()
-    server = run._Server(create_app(llm, ["tiny"], max_body=1000), ready.set)
+    server = run._Server(create_app(Service(llm, ["tiny"], limits=Limits(max_body=1000))), ready.set)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     assert ready.wait(30)
@@ -430,9 +432,11 @@ def test_control_tokens_in_a_text_are_refused(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": text}])
 
 
-def test_a_body_that_stops_coming_is_given_up(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sightline.server.app.BODY_SECONDS", 0.2)
-    with socket.create_connection((address.host, address.port), timeout=10) as slow:
+def test_a_body_that_stops_coming_is_given_up(llm: LLM) -> None:
+    with (
+        serve_in_background(llm, limits=Limits(body_seconds=0.2)) as address,
+        socket.create_connection((address.host, address.port), timeout=10) as slow,
+    ):
         slow.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{"
         )

@@ -82,6 +82,7 @@ class AsyncEngine:
         deltas: bool = True,
         budget: Budget = DEFAULT,
         max_prompt_tokens: int | None = None,
+        adapter: str | None = None,
         on_end: Callable[[Stream], None] | None = None,
     ) -> Stream:
         """Give a request to the engine; returns at once.
@@ -93,6 +94,7 @@ class AsyncEngine:
             number: stands for the request where it brings no seed; None counts.
             budget: what one medium may cost.
             max_prompt_tokens: a longer prompt is refused; None is what `max_model_len` leaves.
+            adapter: name of a loaded adapter; None is the model itself.
             deltas: False if only the whole output is wanted.
             on_end: called in the engine's thread when nothing follows; it must not take long.
 
@@ -103,6 +105,8 @@ class AsyncEngine:
         """
         if os.getpid() != self._process:
             raise EngineStopped("this engine was made in another process; make one in this")
+        if adapter is not None and adapter not in self.adapters:
+            raise SightlineError(f"there is no adapter {adapter!r} in this engine")
         prompt = read_prompt(prompt)
         self._preparer.check(prompt, params)
         options = {
@@ -168,6 +172,11 @@ class AsyncEngine:
         with self._lock:
             unprepared = sum(job.request is None for job in self._jobs.values())
         return self._core.stats(preparing=unprepared, image_cache=self._preparer.cache_use())
+
+    @property
+    def adapters(self) -> dict[str, Any]:
+        """The loaded adapters by name."""
+        return {}
 
     @property
     def alive(self) -> bool:

@@ -11,13 +11,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sightline.server.errors import RETRY_AFTER, error_body
 
-MAX_OPEN = 64  # requests that wait or are answered; each may hold a body of MAX_BODY bytes
-
 
 class Gate:
     """ASGI middleware around everything that computes, that is, every POST."""
 
-    def __init__(self, app: ASGIApp, most: int = MAX_OPEN, hosts: frozenset[str] | None = None) -> None:
+    def __init__(self, app: ASGIApp, most: int = 64, hosts: frozenset[str] | None = None) -> None:
         """`most` requests may be open; `hosts` are the names this server may be called by, None for any."""
         self._app = app
         self._most = most

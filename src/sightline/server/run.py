@@ -20,6 +20,8 @@ from sightline.engine.llm import LLM
 from sightline.errors import SightlineError, UsageError
 from sightline.server.app import create_app
 from sightline.server.gate import local_names
+from sightline.server.limits import Limits
+from sightline.server.service import Service
 
 _GRACE = 5  # seconds that running requests have to finish after a signal
 
@@ -63,7 +65,8 @@ def serve(
         names = model_names(model, served_model_name)
         address = Address(host, listener.getsockname()[1], names[0])
         server = _Server(
-            create_app(llm, names, hosts=local_names(host)), lambda: on_ready(address) if on_ready else None
+            create_app(Service(llm, names), hosts=local_names(host)),
+            lambda: on_ready(address) if on_ready else None,
         )
         with contextlib.closing(llm):
             server.run(sockets=[listener])
@@ -81,6 +84,7 @@ def serve_in_background(
     host: str = "127.0.0.1",
     port: int = 0,
     served_model_name: str | None = None,
+    limits: Limits | None = None,
     **llm_options: Any,
 ) -> Iterator[Address]:
     """Serve a model (a loaded engine, or a folder) from a thread while the block runs.
@@ -98,8 +102,9 @@ def serve_in_background(
         if llm is not model:
             stack.callback(llm.close)
         names = model_names(llm.model.folder, served_model_name)
+        service = Service(llm, names, limits=limits)
         ready = threading.Event()
-        server = _Server(create_app(llm, names, hosts=local_names(host)), ready.set)
+        server = _Server(create_app(service, hosts=local_names(host)), ready.set)
         thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
         thread.start()
         while not ready.wait(0.1):

@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sightline.data.conversation import Conversation, Image, Message, Part, Text, Video
-from sightline.data.media import Budget
 from sightline.engine.outputs import RequestOutput
 from sightline.engine.sampling.params import ParameterError, SamplingParams
 from sightline.server.errors import RequestError
@@ -23,10 +22,6 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 MAX_MEDIA = 16
 # Each costs time at every token, in the engine's own thread.
 MAX_STOPS, MAX_STOP_LENGTH, MAX_STOP_IDS, MAX_BIASES = 16, 256, 256, 1024
-# What one picture or clip of a request may cost; data sets on this machine may cost more.
-BUDGET = Budget(
-    max_bytes=48 * 2**20, max_pixels=40_000_000, max_frames=50_000, max_seconds=1800.0, max_kept_pixels=2**29
-)
 
 _SAMPLING = (
     *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "min_tokens", "stop"),

@@ -1,0 +1,116 @@
+"""What every dialect does with a request once it is read: its media are fetched, its limits kept, the engine asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastapi import Request
+
+from sightline.data.conversation import Conversation
+from sightline.engine.inputs import Prompt
+from sightline.engine.llm import LLM
+from sightline.engine.sampling.params import SamplingParams
+from sightline.server.errors import RequestError
+from sightline.server.exchange import Exchange
+from sightline.server.limits import Limits
+from sightline.server.names import Names
+from sightline.server.worker import Worker
+
+
+class Service:
+    """One loaded engine as its HTTP dialects see it.
+
+    Attributes:
+        llm: the engine; its tokenizer, lengths and statistics.
+        names: what clients may call the model.
+        limits: what a request may hold.
+        defaults: sampling settings of the checkpoint, for what a request leaves out.
+        worker: the open requests.
+        fetcher: gets web addresses and allowed files; None where requests bring their media.
+    """
+
+    def __init__(
+        self, llm: LLM, names: Sequence[str], *, limits: Limits | None = None, fetcher: Any = None
+    ) -> None:
+        self.llm = llm
+        self.names = Names(llm, names)
+        self.limits = limits or Limits()
+        self.defaults = llm.get_default_sampling_params()
+        self.worker = Worker(llm)
+        self.fetcher = fetcher
+        self._controls = [token for token in llm.get_tokenizer().get_added_vocab() if token.startswith("<|")]
+
+    async def body(self, http: Request) -> bytes:
+        """The request's body, read only as far as it is allowed to be long, and as long as it keeps coming.
+
+        Raises:
+            RequestError: 413, it is too long; 408, it stopped coming.
+        """
+        body, limits = bytearray(), self.limits
+        pieces = http.stream()
+        while True:
+            try:
+                body += await asyncio.wait_for(anext(pieces), limits.body_seconds)
+            except StopAsyncIteration:
+                return bytes(body)
+            except asyncio.TimeoutError as error:
+                raise RequestError(
+                    f"no more of the body came in {limits.body_seconds:g} s", status=408
+                ) from error
+            if len(body) > limits.max_body:
+                raise RequestError(
+                    f"the body is longer than {limits.max_body:,} bytes; send smaller media", status=413
+                )
+
+    async def submit(
+        self,
+        prompt: Conversation | Prompt,
+        params: SamplingParams,
+        *,
+        model: str | None = None,
+        priority: int = 0,
+        request_id: str | None = None,
+    ) -> Exchange:
+        """Give a request to the engine, and wait until it is prepared and can be answered.
+
+        Call it inside of `until_left`, so that a client that leaves ends the fetching too.
+
+        Args:
+            prompt: a conversation whose media are data: URLs, web addresses, file:// URLs or bytes; or a prompt
+                that the template was applied to.
+            model: what the request calls the model.
+            priority: lower runs earlier.
+
+        Raises:
+            RequestError: the request cannot be used, or the server is full or stopping.
+        """
+        served = self.names.find(model)
+        conversation = prompt if isinstance(prompt, Conversation) else prompt.media
+        self._check_texts(conversation)
+        if self.fetcher is not None and (conversation.images or conversation.videos):
+            conversation = await self.fetcher.resolve(conversation)
+        limits = self.limits
+        stream = self.worker.add(
+            conversation if isinstance(prompt, Conversation) else replace(prompt, media=conversation),
+            params,
+            priority=priority,
+            request_id=request_id,
+            budget=limits.medium,
+            max_prompt_tokens=limits.max_prompt_tokens,
+            adapter=served.adapter,
+        )
+        exchange = Exchange(stream, served.name, limits.request_seconds)
+        await exchange.opened()
+        return exchange
+
+    def _check_texts(self, conversation: Conversation) -> None:
+        """Text that tokenizers read as control tokens would let a client write other roles' turns."""
+        for number, message in enumerate(conversation.messages, 1):
+            found = next((token for token in self._controls if token in message.text), None)
+            if found is not None:
+                raise RequestError(
+                    f"message {number} holds the control token {found}; leave it out", param="messages"
+                )
