@@ -19,7 +19,9 @@ from PIL import Image as Pillow
 from sightline.data.media import (
     DEFAULT,
     IMAGE_FORMATS,
+    IMAGE_KINDS,
     VIDEO_FORMATS,
+    VIDEO_KINDS,
     Budget,
     MediaError,
     describe,
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 
 # By content, whatever the suffix says. JPEG includes MPO, that of phones with a second picture behind the first.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_NAMES = {"jpg", "png", "webp", "bmp", "gif", "tiff"}
-_VIDEO_NAMES = {"mp4", "avi", "mkv", "wmv"}
 
 # Budget.max_pixels is our own check, with an error instead of a warning on stderr.
 warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)
@@ -162,14 +162,14 @@ def _readable(source: Source, head: bytes = b"") -> Iterator[None]:
 
 
 def _not_identified(source: Source, found: str | None) -> MediaError:
-    if found in _NAMES:
+    if found in IMAGE_KINDS:
         what = (
             "a damaged header or deep colours (save it as an 8-bit png)"
             if found == "tiff"
             else "a damaged header"
         )
         return MediaError(f"{describe(source)} is a {found} with {what}; replace the file", "truncated")
-    if found in _VIDEO_NAMES:
+    if found in VIDEO_KINDS:
         return MediaError(
             f"{describe(source)} is a video, not a picture; list it under videos with a <video> tag",
             "unsupported",

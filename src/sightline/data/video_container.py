@@ -13,11 +13,10 @@ from fractions import Fraction
 from typing import Any
 
 from sightline.data.conversation import Source
-from sightline.data.media import VIDEO_FORMATS, Budget, MediaError, describe, opened, sniff
+from sightline.data.media import VIDEO_FORMATS, VIDEO_KINDS, Budget, MediaError, describe, opened, sniff
 from sightline.data.structure import mp4_rotation
 
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,asf,matroska,webm"
-_CONTAINERS = {"mp4", "avi", "mkv", "wmv"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def bytes_of(source: Source | tuple[Source, ...]) -> str | bytes:
 
 
 def _not_opened(source: Source, found: str | None) -> MediaError:
-    if found in _CONTAINERS:
+    if found in VIDEO_KINDS:
         return cut_off(source)
     what = f"is a {found}" if found else "is not a video in a supported format"
     return MediaError(f"{describe(source)} {what}; as a video, use {VIDEO_FORMATS}", "unsupported")
