@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sightline.checkpoints.names import canonical, unwrapped
 from sightline.checkpoints.store import Store, read_json
@@ -40,6 +40,18 @@ _OTHER_METHODS = {
 # Ways to start a LoRA that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) change it.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _PAIR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
+
+
+class Shapes(Protocol):
+    """Names and shapes of a base's tensors: a `Store`, or a model in memory. `path` is what errors call it."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
 
 
 @dataclass
@@ -84,13 +96,13 @@ def base_of(folder: str | Path) -> str:
     Raises:
         SightlineError: not an adapter folder, or it names none.
     """
-    name = _settings(Path(folder)).get("base_model_name_or_path")
+    name = read_settings(folder).get("base_model_name_or_path")
     if not name:
         raise SightlineError(f"{folder}/adapter_config.json names no base model; give it with --model")
     return str(name)
 
 
-def open_adapter(folder: str | Path, base: Store) -> Adapter:
+def open_adapter(folder: str | Path, base: Shapes) -> Adapter:
     """Read an adapter and find the place of each of its tensors in `base`.
 
     Raises:
@@ -98,7 +110,7 @@ def open_adapter(folder: str | Path, base: Store) -> Adapter:
             with another shape than its place.
     """
     folder = Path(folder)
-    settings = _settings(folder)
+    settings = read_settings(folder)
     _refuse_other_methods(folder, settings)
     if not (folder / "adapter_model.safetensors").is_file():
         if (folder / "adapter_model.bin").is_file():
@@ -115,9 +127,22 @@ def open_adapter(folder: str | Path, base: Store) -> Adapter:
     return adapter
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """The adapter's adapter_config.json.
+
+    Raises:
+        SightlineError: not an adapter folder.
+    """
     absent = f"{folder} is not an adapter folder: it has no adapter_config.json"
-    return read_json(folder / "adapter_config.json", absent)
+    return read_json(Path(folder) / "adapter_config.json", absent)
+
+
+def other_method(settings: dict[str, Any]) -> str | None:
+    """The name of what these settings ask for beside or in place of LoRA and rsLoRA, if they do."""
+    method = settings.get("peft_type", "LORA")
+    if method != "LORA":
+        return str(method)
+    return next((words for key, words in _OTHER_METHODS.items() if settings.get(key)), None)
 
 
 def _refuse_other_methods(folder: Path, settings: dict[str, Any]) -> None:
@@ -126,9 +151,8 @@ def _refuse_other_methods(folder: Path, settings: dict[str, Any]) -> None:
         raise SightlineError(
             f"{folder} is a {method} adapter; merging knows LoRA and rsLoRA, not {method} yet"
         )
-    for key, words in _OTHER_METHODS.items():
-        if settings.get(key):
-            raise SightlineError(f"{folder} uses {words}, which cannot be merged yet; LoRA and rsLoRA can")
+    if (words := other_method(settings)) is not None:
+        raise SightlineError(f"{folder} uses {words}, which cannot be merged yet; LoRA and rsLoRA can")
     start = settings.get("init_lora_weights")
     if not any(start is plain or start == plain for plain in _PLAIN_STARTS):
         raise SightlineError(
@@ -137,7 +161,7 @@ def _refuse_other_methods(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _places(base: Store) -> dict[str, str]:
+def _places(base: Shapes) -> dict[str, str]:
     """canonical name -> name in the base."""
     places: dict[str, str] = {}
     for name in base:
@@ -151,7 +175,7 @@ def _places(base: Store) -> dict[str, str]:
     return places
 
 
-def _place(adapter: Adapter, name: str, places: dict[str, str], base: Store) -> None:
+def _place(adapter: Adapter, name: str, places: dict[str, str], base: Shapes) -> None:
     pair = _PAIR.match(name)
     # PEFT wraps a layer that it adapts, and may save its weights (embeddings) or biases under `base_layer`.
     module = pair["module"] if pair else name.replace(".base_layer.", ".")

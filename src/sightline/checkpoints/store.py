@@ -6,11 +6,13 @@ The layout is Hugging Face's: either `model.safetensors`, or shards listed by `m
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sightline.checkpoints.entry import DTYPES, Entry
 from sightline.errors import SightlineError
 from sightline.files import read_object
 
@@ -19,25 +21,6 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-
-_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16}
-_BITS |= {"F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies and what it is. `dtype` is safetensors' name for it, like BF16."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * _BITS.get(self.dtype, 8) // 8
 
 
 class Store:
@@ -51,7 +34,7 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.entries: dict[str, Entry] = {}
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, int] = {}
         index: dict[str, str] | None = None
         if self.path.is_dir() and (self.path / INDEX).is_file():
             index = _read_index(self.path / INDEX)
@@ -92,15 +75,20 @@ class Store:
         """Read one tensor to the CPU, in the dtype in which it is stored.
 
         Raises:
-            KeyError: no such tensor.
+            KeyError: no such tensor. SightlineError: its file cannot be read any more.
         """
-        file = self.entries[name].file
-        if file not in self._open:
-            from safetensors import safe_open
+        entry = self.entries[name]
+        return entry.read(self.descriptor(entry.file))
 
-            # safe_open maps the file, so a handle that stays open costs address space, not memory.
-            self._open[file] = safe_open(file, "pt").__enter__()
-        return self._open[file].get_tensor(name)
+    def descriptor(self, file: Path) -> int:
+        """An open file of this store; it stays open until the store is gone."""
+        if file not in self._open:
+            try:
+                self._open[file] = os.open(file, os.O_RDONLY)
+            except OSError as error:
+                raise SightlineError(f"{file} cannot be read: {error.strerror or error}") from error
+            weakref.finalize(self, os.close, self._open[file])
+        return self._open[file]
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -166,9 +154,19 @@ def _header(file: Path) -> dict[str, Entry]:
     try:
         header.pop("__metadata__", None)
         end = 8 + length + max((value["data_offsets"][1] for value in header.values()), default=0)
-        entries = {name: Entry(file, value["dtype"], tuple(value["shape"])) for name, value in header.items()}
+        entries = {
+            name: Entry(file, value["dtype"], tuple(value["shape"]), 8 + length + value["data_offsets"][0])
+            for name, value in header.items()
+        }
     except (AttributeError, LookupError, TypeError) as error:
         raise SightlineError(f"{file} is damaged or not a safetensors file; download it again") from error
     if size < end:
         raise SightlineError(f"{file} is cut off: {size:,} bytes of {end:,}; download it again")
+    for name, entry in entries.items():
+        first, last = header[name]["data_offsets"]
+        if entry.dtype in DTYPES and last - first != entry.bytes:
+            raise SightlineError(
+                f"{file} is damaged: {name} is {entry.dtype} {list(entry.shape)}, which is not the "
+                f"{last - first:,} bytes it has; download it again"
+            )
     return entries

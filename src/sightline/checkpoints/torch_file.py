@@ -1,0 +1,104 @@
+"""Files of `torch.save`, without loading them: what tensors they hold and where, and new ones written piece by piece.
+
+A file is a zip archive of a small pickle and the tensors' bytes, stored as they are. torch reads the pickle with
+fake tensors, which know their place in the file; and it writes one whose places are left empty, to be filled later.
+Pickles are read with `weights_only=True`, which runs nothing.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sightline.checkpoints.entry import Entry, name_of, torch_dtype
+from sightline.errors import SightlineError, first_line
+
+Places = dict[tuple[str, ...], Entry]
+
+
+def read_torch_file(file: Path) -> tuple[Places, dict[tuple[str, ...], Any]]:
+    """The tensors of a file by the keys that lead to them, and everything else that it holds.
+
+    Raises:
+        SightlineError: it is no such file, is cut off, or holds objects that only code could read.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        with FakeTensorMode():
+            content = torch.load(file, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise SightlineError(f"{file} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise SightlineError(
+            f"{file} holds objects that only their own code can read ({first_line(error)[:120]}), so it is not "
+            "opened; save it again with its weights alone"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, NotImplementedError) as error:
+        raise SightlineError(
+            f"{file} is cut off or is not a file of torch.save: {first_line(error)[:160]}"
+        ) from error
+    places: Places = {}
+    rest: dict[tuple[str, ...], Any] = {}
+    for keys, value in _leaves(content):
+        if isinstance(value, torch.Tensor):
+            places[keys] = _entry(file, keys, value)
+        else:
+            rest[keys] = value
+    return places, rest
+
+
+def _leaves(content: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _leaves(value, (*keys, str(key)))
+    else:
+        yield keys, content
+
+
+def _entry(file: Path, keys: tuple[str, ...], tensor: Any) -> Entry:
+    name = ".".join(keys)
+    offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    if offset is None:
+        raise SightlineError(
+            f"{file}: {name} is in torch's old format; load and save it again with this torch"
+        )
+    if not tensor.is_contiguous():
+        raise SightlineError(f"{file}: {name} is a view of another tensor; save it again as contiguous()")
+    start = offset + tensor.storage_offset() * tensor.element_size()
+    end = start + tensor.nelement() * tensor.element_size()
+    if end > file.stat().st_size:
+        raise SightlineError(f"{file} is cut off: {name} ends behind its end")
+    return Entry(file, name_of(tensor.dtype), tuple(tensor.shape), start)
+
+
+def reserve_torch_file(file: Path, content: Mapping[str, Any]) -> Places:
+    """Write a file of `content` whose tensors are still empty, and tell where their bytes belong.
+
+    Args:
+        content: nested; a tensor is given as (dtype of safetensors, shape).
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.serialization import skip_data
+
+    with FakeTensorMode():
+        fake = _faked(content)
+    with skip_data(materialize_fake_tensors=True):
+        torch.save(fake, file)
+    places, _ = read_torch_file(file)
+    return places
+
+
+def _faked(content: Any) -> Any:
+    import torch
+
+    if isinstance(content, Mapping):
+        return {key: _faked(value) for key, value in content.items()}
+    if isinstance(content, tuple):
+        dtype, shape = content
+        return torch.empty(shape, dtype=torch_dtype(dtype))
+    return content

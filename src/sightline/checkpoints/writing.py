@@ -1,0 +1,158 @@
+"""Weight files written tensor by tensor, a few rows at a time, so that memory does not grow with a tensor's size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightline.checkpoints.entry import Entry, name_of, size_of
+from sightline.checkpoints.torch_file import reserve_torch_file
+from sightline.errors import SightlineError
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 32 * 2**20
+"""Bytes of a tensor that are made and written at a time."""
+
+Rows = Callable[[int, int], "torch.Tensor"]
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that is to be written.
+
+    Attributes:
+        rows: gives rows of it, [last - first, columns], contiguous, in `dtype`.
+        source: descriptor and entry of a stored tensor with the same bytes, which then are copied without `rows`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows: Rows
+    source: tuple[int, Entry] | None = None
+
+    @property
+    def entry(self) -> Entry:
+        """As a tensor without a place."""
+        return Entry(Path(), self.dtype, self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.entry.bytes
+
+
+def write_safetensors(file: Path, tensors: Sequence[Planned], advance: Advance = lambda _: None) -> None:
+    """Write a file of safetensors; tensors with wider numbers stand first, so that each is aligned.
+
+    Raises:
+        OSError: the disk is full, or cannot be written.
+    """
+    ordered = sorted(tensors, key=lambda tensor: -size_of(tensor.dtype))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in ordered:
+        begin, end = end, end + tensor.bytes
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.flush()
+        place = 8 + len(text)
+        for tensor in ordered:
+            _fill(out.fileno(), place, tensor, advance)
+            place += tensor.bytes
+        os.fsync(out.fileno())
+
+
+def write_torch_file(
+    file: Path,
+    tensors: Mapping[tuple[str, ...], Planned],
+    extra: Mapping[str, Any],
+    advance: Advance = lambda _: None,
+) -> None:
+    """Write a file of torch.save: a dictionary with `tensors` under their keys, and `extra` at its top.
+
+    Raises:
+        OSError: the disk is full, or cannot be written.
+    """
+    content: dict[str, Any] = {}
+    for keys, tensor in tensors.items():
+        inside = content
+        for key in keys[:-1]:
+            inside = inside.setdefault(key, {})
+        inside[keys[-1]] = (tensor.dtype, tensor.shape)
+    try:
+        places = reserve_torch_file(file, {**content, **extra})
+    except RuntimeError as error:  # torch's writer tells a full disk so
+        raise OSError(f"{error}".splitlines()[0]) from error
+    with file.open("r+b") as out:
+        for keys, tensor in tensors.items():
+            _fill(out.fileno(), places[keys].offset, tensor, advance)
+        os.fsync(out.fileno())
+
+
+def digest(tensor: Planned) -> str:
+    """sha256 of a tensor's bytes."""
+    found = hashlib.sha256()
+    for first, last in row_chunks(tensor.entry):
+        found.update(_view(tensor.rows(first, last)))
+    return found.hexdigest()
+
+
+def row_chunks(entry: Entry, most: int = CHUNK) -> list[tuple[int, int]]:
+    """Rows from, up to; of about `most` bytes each, and of one row at least."""
+    width = max(1, entry.columns * size_of(entry.dtype))
+    step = max(1, most // width)
+    return [(first, min(first + step, entry.rows)) for first in range(0, entry.rows, step)]
+
+
+def _fill(descriptor: int, place: int, tensor: Planned, advance: Advance) -> None:
+    if tensor.source is not None:
+        _copy(descriptor, place, tensor, advance)
+        return
+    width = tensor.entry.columns * size_of(tensor.dtype)
+    for first, last in row_chunks(tensor.entry):
+        rows = tensor.rows(first, last)
+        if rows.nbytes != (last - first) * width or name_of(rows.dtype) != tensor.dtype:
+            raise RuntimeError(f"{tensor.name} was made as {rows.dtype} of {tuple(rows.shape)}")
+        _write(descriptor, place + first * width, _view(rows))
+        advance(rows.nbytes)
+
+
+def _copy(descriptor: int, place: int, tensor: Planned, advance: Advance) -> None:
+    assert tensor.source is not None
+    source, entry = tensor.source
+    done = 0
+    while done < entry.bytes:
+        count = min(CHUNK, entry.bytes - done)
+        data = os.pread(source, count, entry.offset + done)
+        if not data:
+            raise SightlineError(f"{entry.file} was cut off while it was read; download it again")
+        _write(descriptor, place + done, memoryview(data))
+        done += len(data)
+        advance(len(data))
+
+
+def _write(descriptor: int, place: int, data: memoryview) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], place + done)
+
+
+def _view(rows: torch.Tensor) -> memoryview:
+    import torch
+
+    return memoryview(rows.contiguous().reshape(-1).view(torch.uint8).numpy())
