@@ -57,6 +57,10 @@ ENTRIES = {
         'sightline infer --model MODEL --image cat.jpg --prompt "What is this?"',
     ),
     "serve": Entry("Serve a model over HTTP with OpenAI's API.", "sightline serve --model MODEL --port 8000"),
+    "bench": Entry(
+        "Measure a server under load.",
+        "sightline bench serve --base-url http://127.0.0.1:8000 --max-concurrency 4",
+    ),
 }
 
 # Libraries that an extra of the package brings, by the name that Python imports.
