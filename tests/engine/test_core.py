@@ -53,7 +53,7 @@ def test_answers_are_those_of_the_model(blocks: int, drafts: int) -> None:
     assert stats.totals.finished == {"length": 12}
     assert stats.totals.generation_tokens == 12 * 30
     assert stats.totals.prompt_tokens == sum(len(request.prompt) for request in requests)
-    assert stats.totals.stages["total"].count == 12
+    assert stats.totals.histograms["total"].count == 12
     assert (stats.totals.preemptions > 0) == (blocks == 24)
 
 
@@ -162,7 +162,7 @@ def test_stats_are_of_their_moment() -> None:
     core.add(make_request("a", [1], params(3)))
     run(core)
     assert before.totals.finished == {}
-    assert before.totals.stages["total"].count == 0
+    assert before.totals.histograms["total"].count == 0
     assert core.stats().totals.finished == {"length": 1}
 
 

@@ -63,6 +63,7 @@ class AsyncEngine:
         self._numbers = itertools.count()
         self._names = itertools.count()
         self._open = 0  # requests whose streams have not ended
+        self._received = self._turned_away = 0  # requests since the start
         self._draining = self._closed = False
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -83,6 +84,8 @@ class AsyncEngine:
         budget: Budget = DEFAULT,
         max_prompt_tokens: int | None = None,
         adapter: str | None = None,
+        given: float | None = None,
+        fetch_seconds: float = 0.0,
         on_end: Callable[[Stream], None] | None = None,
     ) -> Stream:
         """Give a request to the engine; returns at once.
@@ -95,6 +98,8 @@ class AsyncEngine:
             budget: what one medium may cost.
             max_prompt_tokens: a longer prompt is refused; None is what `max_model_len` leaves.
             adapter: name of a loaded adapter; None is the model itself.
+            given: time.perf_counter() when the caller heard of it; None is now.
+            fetch_seconds: that the caller took to get its media, for the measurements of it.
             deltas: False if only the whole output is wanted.
             on_end: called in the engine's thread when nothing follows; it must not take long.
 
@@ -113,7 +118,8 @@ class AsyncEngine:
             "priority": priority,
             "budget": budget,
             "max_prompt_tokens": max_prompt_tokens,
-            "given": time.perf_counter(),
+            "given": time.perf_counter() if given is None else given,
+            "fetched": fetch_seconds,
         }
         with self._lock:
             self._check_open()
@@ -128,6 +134,7 @@ class AsyncEngine:
             if not self._open:
                 self.heartbeat = time.perf_counter()  # it may have slept for long
             self._open += 1
+            self._received += 1
             self._start()
         self._tell(lambda: self._line.push(job))
         return stream
@@ -171,7 +178,13 @@ class AsyncEngine:
         """Counts and gauges; read beside the running engine, so they may be of two neighbouring steps."""
         with self._lock:
             unprepared = sum(job.request is None for job in self._jobs.values())
-        return self._core.stats(preparing=unprepared, image_cache=self._preparer.cache_use())
+            received, turned_away = self._received, self._turned_away
+        return self._core.stats(
+            preparing=unprepared,
+            image_cache=self._preparer.cache_use(),
+            received=received,
+            turned_away=turned_away,
+        )
 
     @property
     def adapters(self) -> dict[str, Any]:
@@ -193,6 +206,7 @@ class AsyncEngine:
         if self._draining:
             raise EngineStopped("the engine takes no more requests: it is being stopped")
         if len(self._jobs) >= self._most_open:
+            self._turned_away += 1
             raise EngineFull(
                 f"{len(self._jobs)} requests are computed or waiting already; try again later, or raise max_waiting"
             )
@@ -253,6 +267,7 @@ class AsyncEngine:
             request, preparation = result
             self._core.add(request, preparation)
         except Exception as error:
+            self._core.totals.refused += 1
             self._end(job, None, error)
             return
         job.request = request
@@ -262,7 +277,7 @@ class AsyncEngine:
         """An aborted request of which nothing is known but that it was aborted."""
         output = job.aborted()
         for answer in output.outputs:
-            self._core.totals.add_answer("abort", 0)
+            self._core.totals.add_answer("abort")
             if job.stream.wants_deltas:
                 job.stream.push(Delta(answer.index, finish_reason="abort"), self._wakeups)
         self._end(job, output, None)

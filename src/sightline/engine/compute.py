@@ -143,6 +143,7 @@ class Computer:
                 tokens.append(choice.token)
             if not goes_on:
                 break
+        self._totals.drafts += chunk.drafts > 0
         self._totals.drafted += chunk.drafts
         self._totals.accepted += max(0, len(tokens) - 1)
         return tokens

@@ -129,8 +129,8 @@ class EngineCore:
             for request in dict.fromkeys(chunk.sequence.request for chunk in step.chunks):
                 if not request.finished:
                     changed += self._fail(request, sentence(error))
-        self.totals.steps += 1
-        self.totals.step_seconds += time.perf_counter() - begun
+        self._count_tokens(outcome.accepted)
+        self.totals.add_step(step.tokens, time.perf_counter() - begun)
         return self._count_ended(list(dict.fromkeys(changed)))
 
     def close(self) -> list[Sequence]:
@@ -168,6 +168,21 @@ class EngineCore:
 
     # Ends
 
+    def _count_tokens(self, accepted: dict[Sequence, list[int]]) -> None:
+        """Count what a step brought; once a step and answer, so it must stay far below what a token costs."""
+        now, totals = time.perf_counter(), self.totals
+        between = totals.histograms["inter_token"]
+        for sequence, tokens in accepted.items():
+            if not tokens:
+                continue
+            totals.generation_tokens += len(tokens)
+            if sequence.told_at is not None:
+                between.add(now - sequence.told_at)
+            elif sequence.index == 0:
+                given = self._records[sequence.request.id].preparation.given
+                totals.add_prompt(sequence.request, now - given)
+            sequence.told_at = now
+
     def _fail(self, request: Request, text: str) -> list[Sequence]:
         request.error = text
         return self._end(request, "error")
@@ -179,15 +194,22 @@ class EngineCore:
             if not sequence.answer.finished or sequence.index in record.counted:
                 continue
             record.counted.add(sequence.index)
-            output = sequence.answer.output
-            self.totals.add_answer(str(output.finish_reason), len(output.token_ids))
-            if len(record.counted) == len(sequence.request.sequences):
-                self.totals.add_request(len(sequence.request.prompt), record.metrics())
+            self.totals.add_answer(str(sequence.answer.output.finish_reason))
+            request = sequence.request
+            if len(record.counted) == len(request.sequences) and _ended_well(request):
+                self.totals.add_request(request, record.metrics())
         return changed
 
     # Insight
 
-    def stats(self, *, preparing: int = 0, image_cache: CacheUse | None = None) -> Stats:
+    def stats(
+        self,
+        *,
+        preparing: int = 0,
+        image_cache: CacheUse | None = None,
+        received: int = 0,
+        turned_away: int = 0,
+    ) -> Stats:
         pool, features = self._pool, self._features
         return Stats(
             preparing=preparing,
@@ -199,9 +221,23 @@ class EngineCore:
             encoder_cache=CacheUse(features.hits + features.misses, features.hits, features.bytes),
             image_cache=image_cache or CacheUse(),
             totals=self.totals.copy(),
+            waiting_adapters=_adapters(self._scheduler.waiting),
+            running_adapters=_adapters(self._scheduler.running),
+            received=received,
+            turned_away=turned_away,
         )
 
     def check_integrity(self) -> None:
         """Raises AssertionError where blocks, features or sequences do not add up."""
         self._scheduler.check_integrity()
         self._features.check_integrity()
+
+
+def _ended_well(request: Request) -> bool:
+    return all(sequence.answer.output.finish_reason in ("stop", "length") for sequence in request.sequences)
+
+
+def _adapters(sequences: list[Sequence]) -> frozenset[str]:
+    # Copied first: the engine's thread may be changing it.
+    names = (sequence.request.adapter for sequence in list(sequences))
+    return frozenset(name for name in names if name is not None)

@@ -73,6 +73,7 @@ class Preparer:
         number: int | None = None,
         priority: int = 0,
         given: float | None = None,
+        fetched: float = 0.0,
         budget: Budget = DEFAULT,
         max_prompt_tokens: int | None = None,
     ) -> tuple[Request, Preparation]:
@@ -81,6 +82,7 @@ class Preparer:
         Args:
             number: stands for the request where it brings no seed; None counts the requests of this engine.
             given: time.perf_counter() when the caller gave it.
+            fetched: seconds that the caller took to get the media.
             budget: what one medium may cost.
             max_prompt_tokens: a longer prompt is refused.
 
@@ -110,8 +112,8 @@ class Preparer:
             encoded=ready.encoded,
         )
         preparation = Preparation(prompt.text, begun if given is None else given)
-        preparation.fetch, preparation.decode = ready.seconds["fetch"], ready.seconds["decode"]
-        preparation.total = time.perf_counter() - begun
+        preparation.fetch, preparation.decode = fetched + ready.seconds["fetch"], ready.seconds["decode"]
+        preparation.total = fetched + time.perf_counter() - begun
         return request, preparation
 
     def _answers(self, tokens: list[int], params: SamplingParams, number: int, limit: int) -> list[Answer]:

@@ -37,6 +37,7 @@ class Sequence:
             the next one continues.
         pinned: the scheduler's own: media whose features it holds, and the prompt index behind their last token.
         arrived_at, scheduled_at, first_token_at, finished_at: time.perf_counter(), None until it happens.
+        told_at: the same of the last step that brought a token, as the totals saw it.
     """
 
     def __init__(self, request: Request, index: int, answer: Answer, limit: int) -> None:
@@ -58,6 +59,7 @@ class Sequence:
         self.scheduled_at: float | None = None
         self.first_token_at: float | None = None
         self.finished_at: float | None = None
+        self.told_at: float | None = None
 
     def __repr__(self) -> str:
         return (
