@@ -11,14 +11,16 @@ __version__ = "0.1.0"
 # costs nothing and the command line's help needs no torch.
 _HOMES = {
     "LLM": "sightline.engine.llm",
+    "LoRARequest": "sightline.engine.adapters",
     "SamplingParams": "sightline.engine.sampling.params",
     "process_vision_info": "sightline.data.vision_inputs",
 }
 
-__all__ = ["LLM", "SamplingParams", "__version__", "process_vision_info"]
+__all__ = ["LLM", "LoRARequest", "SamplingParams", "__version__", "process_vision_info"]
 
 if TYPE_CHECKING:
     from sightline.data.vision_inputs import process_vision_info
+    from sightline.engine.adapters import LoRARequest
     from sightline.engine.llm import LLM
     from sightline.engine.sampling.params import SamplingParams
 

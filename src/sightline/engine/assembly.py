@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from sightline.data.vision_spec import VisionSpec
+from sightline.engine.adapters import Adapters
 from sightline.engine.async_engine import AsyncEngine
 from sightline.engine.core import EngineCore
 from sightline.engine.media.encoder_cache import EncoderCache
@@ -28,10 +31,11 @@ from sightline.engine.sampling.sampler import Sampler
 from sightline.engine.scheduling.blocks import BlockPool
 from sightline.engine.scheduling.scheduler import Scheduler
 from sightline.engine.settings import EngineSettings
-from sightline.errors import UsageError
+from sightline.errors import SightlineError, UsageError
 from sightline.hardware.host_threads import release_threads
 from sightline.hardware.out_of_memory import explained
-from sightline.models.loading import VisionLanguageModel, load_model
+from sightline.models.adapters.loader import LoadedAdapter
+from sightline.models.loading import VisionLanguageModel, load_model, vision_of
 from sightline.progress import note
 
 
@@ -43,9 +47,11 @@ class Parts:
     settings: EngineSettings
     core: EngineCore
     preparer: Preparer
+    adapters: Adapters
 
     def engine(self) -> AsyncEngine:
-        return AsyncEngine(self.core, self.preparer, in_turn=self.model.accelerator.kind == "cpu")
+        in_turn = self.model.accelerator.kind == "cpu"
+        return AsyncEngine(self.core, self.preparer, in_turn=in_turn, adapters=self.adapters)
 
 
 def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None) -> Parts:
@@ -62,7 +68,7 @@ def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None)
         model = load(settings)
     length, given = _model_length(settings, model), settings.max_model_len is not None
     settings = replace(settings.for_device(model.accelerator.kind), max_model_len=length)
-    largest = largest_medium(model.processor.vision, settings, length)
+    largest = max(largest_medium(vision, settings, length) for vision in _visions(settings, model))
     bytes_per_row = Runner.bytes_per_feature_row(model)
     features = EncoderCache(
         encoder_cache_bytes(settings, model.accelerator, largest, bytes_per_row), bytes_per_row
@@ -74,6 +80,7 @@ def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None)
         runner = Runner(
             model, features=features, block_size=settings.block_size, eager=settings.enforce_eager
         )
+    adapters = _adapters(settings, model, runner, largest)
     needs = Needs(runner.bytes_per_block, runner.block_size, length, length_is_given=given)
     tokens = settings.max_num_batched_tokens or 1
     encoded = max(largest, settings.max_encoder_tokens or 1) if largest else 0
@@ -110,7 +117,8 @@ def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None)
     )
     if model.accelerator.kind == "cpu":
         release_threads()  # the engine computes in a thread of its own
-    return Parts(model, settings, core, Preparer(model, media, settings, max_model_len=size.max_model_len))
+    preparer = Preparer(model, media, settings, max_model_len=size.max_model_len)
+    return Parts(model, settings, core, preparer, adapters)
 
 
 def load(settings: EngineSettings) -> VisionLanguageModel:
@@ -127,6 +135,41 @@ def load(settings: EngineSettings) -> VisionLanguageModel:
         adapter=settings.adapter,
         **{name: value for name, value in options.items() if value is not None},
     )
+
+
+def _visions(settings: EngineSettings, model: VisionLanguageModel) -> list[VisionSpec]:
+    """How pictures are brought to the tower: of the model, and of each adapter that is given."""
+    folders = (settings.adapters or {}).values()
+    own = [vision_of(model.processor, folder, **settings.pixel_options) for folder in folders]
+    return [model.processor.vision, *own]
+
+
+def _adapters(settings: EngineSettings, model: VisionLanguageModel, runner: Runner, largest: int) -> Adapters:
+    """The settings' adapters, in memory before what is left of it is measured.
+
+    Args:
+        largest: vision tokens of the largest medium that memory is measured for.
+    """
+    most = settings.max_adapters
+    if settings.adapter is not None:
+        return Adapters(None, most=most, reason="the engine was started with one adapter on all requests")
+    length = settings.max_model_len or 1
+
+    def load(name: str, folder: str | Path, key: str) -> LoadedAdapter:
+        vision = vision_of(model.processor, folder, **settings.pixel_options)
+        tokens = largest_medium(vision, settings, length)
+        if tokens > largest and model.accelerator.kind != "cpu":
+            raise SightlineError(
+                f"the adapter {name} sees pictures of up to {tokens} tokens, but memory was measured for {largest}; "
+                "load it at the start, or limit pictures with max_pixels"
+            )
+        return runner.adapters.load(
+            name, folder, key, max_rank=settings.max_lora_rank, pixels=settings.pixel_options
+        )
+
+    adapters = Adapters(load, most=most)
+    adapters.load_all(settings.adapters or {})
+    return adapters
 
 
 @torch.inference_mode()

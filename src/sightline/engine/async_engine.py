@@ -14,9 +14,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sightline.data.media import DEFAULT, Budget
+from sightline.engine.adapters import Adapters
 from sightline.engine.core import EngineCore
 from sightline.engine.errors import EngineDied, EngineFull, EngineStopped
 from sightline.engine.inputs import read_prompt
@@ -28,6 +30,9 @@ from sightline.engine.scheduling.sequence import Sequence
 from sightline.engine.stats import Stats
 from sightline.engine.stream import Delta, Stream, Wakeups, wake
 from sightline.errors import SightlineError
+
+if TYPE_CHECKING:
+    from sightline.models.adapters.loader import AdapterInfo
 
 log = logging.getLogger("sightline.engine")
 
@@ -41,17 +46,21 @@ class AsyncEngine:
         core: used by this engine's thread alone from now on.
         preparer: turns prompts into requests.
         in_turn: prepare in the engine's thread, as a CPU wants it.
+        adapters: that requests may name.
 
     Attributes:
         heartbeat: time.perf_counter() at the engine's last sign of life.
     """
 
-    def __init__(self, core: EngineCore, preparer: Preparer, *, in_turn: bool) -> None:
+    def __init__(
+        self, core: EngineCore, preparer: Preparer, *, in_turn: bool, adapters: Adapters | None = None
+    ) -> None:
         settings = core.settings
         self.heartbeat = time.perf_counter()
         self._process = os.getpid()
         self._core = core
         self._preparer = preparer
+        self._adapters = adapters or Adapters(None, most=0)
         self._most_open = (settings.max_num_seqs or 1) + settings.max_waiting
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = (
             queue.SimpleQueue()
@@ -105,13 +114,12 @@ class AsyncEngine:
 
         Raises:
             EngineFull: too many wait. EngineStopped: the engine takes no more; EngineDied, one of these: it cannot.
-            SightlineError: it is no prompt, or its settings cannot be used; what opening its media shows is an
-                error of the stream.
+            SightlineError: it is no prompt, there is no such adapter, or its settings cannot be used; what opening
+                its media shows is an error of the stream.
         """
         if os.getpid() != self._process:
             raise EngineStopped("this engine was made in another process; make one in this")
-        if adapter is not None and adapter not in self.adapters:
-            raise SightlineError(f"there is no adapter {adapter!r} in this engine")
+        adapted = None if adapter is None else self._adapters.get(adapter)
         prompt = read_prompt(prompt)
         self._preparer.check(prompt, params)
         options = {
@@ -120,6 +128,7 @@ class AsyncEngine:
             "max_prompt_tokens": max_prompt_tokens,
             "given": time.perf_counter() if given is None else given,
             "fetched": fetch_seconds,
+            "adapter": adapted,
         }
         with self._lock:
             self._check_open()
@@ -144,6 +153,27 @@ class AsyncEngine:
         job = self._jobs.get(request_id)
         if job is not None:
             job.stream.abort()
+
+    @property
+    def adapters(self) -> dict[str, AdapterInfo]:
+        """The adapters that requests may name."""
+        return self._adapters.infos
+
+    def load_adapter(self, name: str, folder: str | Path) -> AdapterInfo:
+        """Load an adapter while requests run, in the caller's thread; takes seconds.
+
+        Raises:
+            SightlineError: it does not fit this model or into memory, the name is taken, or too many are loaded.
+        """
+        return self._adapters.load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Refuse new requests for an adapter; it leaves memory when those that were given have ended.
+
+        Raises:
+            SightlineError: there is none of this name.
+        """
+        self._adapters.unload(name)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests and wait for those that are open; whether all ended within `timeout` seconds."""
@@ -185,11 +215,6 @@ class AsyncEngine:
             received=received,
             turned_away=turned_away,
         )
-
-    @property
-    def adapters(self) -> dict[str, Any]:
-        """The loaded adapters by name."""
-        return {}
 
     @property
     def alive(self) -> bool:

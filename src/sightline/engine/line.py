@@ -73,10 +73,12 @@ class Job:
         return RequestOutput(self.stream.id, self.prompt.text, list(self.prompt.ids or ()), answers)
 
     def drop(self) -> None:
-        """It has ended: let go of its pictures, whoever still holds the job."""
+        """It has ended: let go of its pictures and its adapter, whoever still holds the job."""
         if self.request is not None:
-            # A request and its sequences refer to each other; the pixels shall not wait for the collector.
+            # A request and its sequences refer to each other; neither shall wait for the collector.
             self.request.encoded = None
+            self.request.adapted = None
+        self.options["adapter"] = None
         self.prompt, self.request = _NOTHING, None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.conversation import Conversation
+from sightline.engine.adapters import LoRARequest
 from sightline.engine.assembly import assemble
 from sightline.engine.async_engine import AsyncEngine
 from sightline.engine.errors import EngineFull
@@ -23,6 +25,8 @@ from sightline.files import read_object
 from sightline.progress import Progress
 
 Params = SamplingParams | Iterable[SamplingParams] | None
+#: The adapter of a prompt by its name or in vLLM's words, or one for each prompt of a list; None is the model alone.
+Adapter = str | LoRARequest | Sequence["str | LoRARequest | None"] | None
 
 _DEFAULTS_FROM_CHECKPOINT = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -32,7 +36,7 @@ class LLM:
 
     Args:
         model: a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint folder.
-        arguments: the fields of `EngineSettings`, which explains them: adapter, dtype, quantization, device,
+        arguments: the fields of `EngineSettings`, which explains them: adapter, adapters, dtype, quantization, device,
             device_map, max_model_len, max_num_seqs, max_num_batched_tokens, limit_mm_per_prompt,
             mm_processor_kwargs, kv_cache_memory_bytes, gpu_memory_utilization, enable_prefix_caching, seed, ...;
             also max_pixels and min_pixels. vLLM's other arguments are accepted where they ask for what
@@ -53,6 +57,7 @@ class LLM:
         self.settings = parts.settings
         self.engine: AsyncEngine = parts.engine()
         self._preparer = parts.preparer
+        self._adapters = parts.adapters
         # Its thread would keep the model in memory when this object is gone. The collector may call this while this
         # very thread holds the engine's lock, so it must not wait for the engine.
         weakref.finalize(self, self.engine.stop)
@@ -84,7 +89,13 @@ class LLM:
         return self.max_num_seqs + min(self.max_num_seqs, self.settings.max_waiting)
 
     def generate(
-        self, prompts: Any, sampling_params: Params = None, use_tqdm: bool = True
+        self,
+        prompts: Any,
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        adapter: Adapter = None,
+        lora_request: Adapter = None,
     ) -> list[RequestOutput]:
         """Answer prompts, in order.
 
@@ -95,6 +106,8 @@ class LLM:
                 prompts are taken at a time.
             sampling_params: one for all or one each; None takes the checkpoint's.
             use_tqdm: show progress when it takes more than two seconds.
+            adapter: name of the adapter that answers, of `adapters` or `engine.load_adapter`; or a list with one for
+                each of a list of prompts, None among them. `lora_request` is vLLM's word for the same.
 
         Returns:
             One output a prompt. Where computing one failed, its `error` says why and its answers end with "error".
@@ -103,31 +116,51 @@ class LLM:
             SightlineError: a medium cannot be used, or a prompt is too long; the text gives the numbers. Of a list
                 this is known before anything is computed, as far as the headers of its media tell.
         """
+        adapter = _one_word(adapter, lora_request)
         if _is_one(prompts):
             prompts = [prompts]
         if isinstance(prompts, Sequence):
-            return self._generate([read_prompt(prompt) for prompt in prompts], sampling_params, use_tqdm)
+            listed = [read_prompt(prompt) for prompt in prompts]
+            return self._generate(listed, sampling_params, use_tqdm, adapter)
         if not isinstance(prompts, Iterable):
             prompts = [prompts]
-        return self._generate((read_prompt(prompt) for prompt in prompts), sampling_params, use_tqdm)
+        return self._generate((read_prompt(prompt) for prompt in prompts), sampling_params, use_tqdm, adapter)
 
     def chat(
-        self, messages: Any, sampling_params: Params = None, use_tqdm: bool = True
+        self,
+        messages: Any,
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        adapter: Adapter = None,
+        lora_request: Adapter = None,
     ) -> list[RequestOutput]:
-        """Answer a conversation (OpenAI's messages), or a list or generator of them, through the chat template."""
+        """Answer a conversation (OpenAI's messages), or a list or generator of them, through the chat template.
+
+        Args and errors are those of `generate`.
+        """
+        adapter = _one_word(adapter, lora_request)
         if isinstance(messages, Iterator):
-            return self._generate((Prompt(read_messages(one)) for one in messages), sampling_params, use_tqdm)
+            given = (Prompt(read_messages(one)) for one in messages)
+            return self._generate(given, sampling_params, use_tqdm, adapter)
         listed = isinstance(messages, Sequence) and bool(messages)
         many = listed and not isinstance(messages[0], Mapping)
         conversations = [read_messages(one) for one in (messages if many else [messages])]
-        return self._generate([Prompt(one) for one in conversations], sampling_params, use_tqdm)
+        return self._generate([Prompt(one) for one in conversations], sampling_params, use_tqdm, adapter)
 
-    def stream(self, prompt: Any, sampling_params: SamplingParams | None = None) -> Stream:
+    def stream(
+        self,
+        prompt: Any,
+        sampling_params: SamplingParams | None = None,
+        *,
+        adapter: str | LoRARequest | None = None,
+    ) -> Stream:
         """Answer one prompt (as `generate` takes it, or a conversation), to be read as it comes.
 
         Texts are whole characters, and none is taken back by a stop text. `abort()` of what is returned ends it.
         """
-        return self.engine.add(prompt, sampling_params or self.get_default_sampling_params())
+        params = sampling_params or self.get_default_sampling_params()
+        return self.engine.add(prompt, params, adapter=self._adapters.named(adapter))
 
     def get_tokenizer(self) -> Any:
         return self.model.tokenizer
@@ -154,7 +187,9 @@ class LLM:
         """End what is running and the engine's thread. Without it, this happens when the object is dropped."""
         self.engine.close()
 
-    def _generate(self, prompts: Iterable[Prompt], params: Params, show: bool) -> list[RequestOutput]:
+    def _generate(
+        self, prompts: Iterable[Prompt], params: Params, show: bool, adapter: Adapter
+    ) -> list[RequestOutput]:
         given = self.get_default_sampling_params() if params is None else params
         if isinstance(given, (Mapping, str)) or not isinstance(given, (SamplingParams, Iterable)):
             raise UsageError(
@@ -163,17 +198,32 @@ class LLM:
         total = len(prompts) if isinstance(prompts, Sequence) else None
         if isinstance(given, Sequence) and total is not None and len(given) != total:
             raise UsageError(f"there are {total} prompts but {len(given)} sampling_params")
+        names = self._names(adapter, total)
         if isinstance(prompts, Sequence):
             each = [given] * len(prompts) if isinstance(given, SamplingParams) else list(given)
             pairs = list(zip(prompts, each, strict=True))
-            for place, (prompt, one) in enumerate(pairs):
+            for place, ((prompt, one), name) in enumerate(zip(pairs, names, strict=False)):
                 with _naming(place, total):
-                    self._preparer.check(prompt, one, headers=True)
-            return self._answer(pairs, total, show)
-        return self._answer(_paired(prompts, given), total, show)
+                    adapted = None if name is None else self._adapters.get(name)
+                    self._preparer.check(prompt, one, headers=True, adapter=adapted)
+            return self._answer(pairs, names, total, show)
+        return self._answer(_paired(prompts, given), names, total, show)
+
+    def _names(self, adapter: Adapter, total: int | None) -> Iterable[str | None]:
+        """The adapter of each prompt."""
+        if adapter is None or isinstance(adapter, str) or not isinstance(adapter, Sequence):
+            return itertools.repeat(self._adapters.named(adapter))
+        if len(adapter) != total:
+            count = "a generator of" if total is None else str(total)
+            raise UsageError(f"there are {count} prompts but {len(adapter)} adapters")
+        return [self._adapters.named(one) for one in adapter]
 
     def _answer(
-        self, pairs: Iterable[tuple[Prompt, SamplingParams]], total: int | None, show: bool
+        self,
+        pairs: Iterable[tuple[Prompt, SamplingParams]],
+        names: Iterable[str | None],
+        total: int | None,
+        show: bool,
     ) -> list[RequestOutput]:
         """Keep a window of requests open until all are answered; one that cannot be used ends the others."""
         open_: dict[Stream, int] = {}
@@ -190,11 +240,13 @@ class LLM:
                 if progress is not None:
                     progress.advance()
 
-            def give(place: int, prompt: Prompt, params: SamplingParams) -> Stream:
+            def give(place: int, prompt: Prompt, params: SamplingParams, name: str | None) -> Stream:
                 while True:
                     try:
                         with _naming(place, total):
-                            return self.engine.add(prompt, params, deltas=False, on_end=ended.put)
+                            return self.engine.add(
+                                prompt, params, deltas=False, on_end=ended.put, adapter=name
+                            )
                     except EngineFull:  # other threads give it requests too
                         pass
                     if open_:
@@ -203,10 +255,11 @@ class LLM:
                         self.engine.wait_for_room()
 
             try:
-                for place, (prompt, params) in enumerate(pairs):
+                # The pairs first: of names there may be one more than is needed.
+                for place, ((prompt, params), name) in enumerate(zip(pairs, names, strict=False)):
                     while len(open_) >= self.window:
                         settle()
-                    open_[give(place, prompt, params)] = place
+                    open_[give(place, prompt, params, name)] = place
                 while open_:
                     settle()
             except BaseException:
@@ -228,6 +281,12 @@ class _naming:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, SightlineError) and self._words:
             error.args = (f"{self._words}{error}",)
+
+
+def _one_word(adapter: Adapter, lora_request: Adapter) -> Adapter:
+    if adapter is not None and lora_request is not None:
+        raise UsageError("adapter and lora_request are two words for the same; give one of them")
+    return lora_request if adapter is None else adapter
 
 
 def _paired(

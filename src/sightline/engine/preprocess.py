@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sightline.data.media import DEFAULT, Budget
 from sightline.engine.inputs import Prompt, check_text
@@ -22,6 +22,9 @@ from sightline.engine.scheduling.request import Request
 from sightline.engine.settings import EngineSettings
 from sightline.engine.stats import CacheUse
 from sightline.errors import UsageError
+
+if TYPE_CHECKING:
+    from sightline.models.adapters.loader import LoadedAdapter
 
 # Between the seeds of the answers to one prompt: the next prompt's seed is one higher.
 _SEED_STEP = 1_000_000_007
@@ -48,8 +51,18 @@ class Preparer:
         self.end_tokens = _end_tokens(model)
         self._numbers = itertools.count()
 
-    def check(self, prompt: Prompt, params: SamplingParams, *, headers: bool = False) -> None:
+    def check(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        headers: bool = False,
+        adapter: LoadedAdapter | None = None,
+    ) -> None:
         """What can be known before anything is opened, and with `headers` from the headers of its media.
+
+        Args:
+            adapter: that will see them; its pixel limits count.
 
         Raises:
             SightlineError: the prompt or its settings cannot be used.
@@ -62,7 +75,7 @@ class Preparer:
         if prompt.ids is not None:
             self._check_ids(prompt.ids)
         if headers:
-            self._check_media(prompt)
+            self._check_media(prompt, self._media_of(adapter))
 
     def prepare(
         self,
@@ -76,6 +89,7 @@ class Preparer:
         fetched: float = 0.0,
         budget: Budget = DEFAULT,
         max_prompt_tokens: int | None = None,
+        adapter: LoadedAdapter | None = None,
     ) -> tuple[Request, Preparation]:
         """Open a prompt's media and build its request.
 
@@ -85,6 +99,7 @@ class Preparer:
             fetched: seconds that the caller took to get the media.
             budget: what one medium may cost.
             max_prompt_tokens: a longer prompt is refused.
+            adapter: computes the request in place of the model alone.
 
         Raises:
             SightlineError: a medium cannot be used, or the prompt is too long; the text gives the numbers.
@@ -92,7 +107,7 @@ class Preparer:
         begun = time.perf_counter()
         number = next(self._numbers) if number is None else number
         self.check(prompt, params)
-        ready = self._media.prepare(prompt, budget)
+        ready = self._media_of(adapter).prepare(prompt, budget)
         tokens = ready.encoded.input_ids.tolist()
         if max_prompt_tokens is not None and len(tokens) > max_prompt_tokens:
             raise UsageError(
@@ -109,12 +124,17 @@ class Preparer:
             media=ready.media,
             spans=ready.spans,
             priority=priority,
+            adapter=None if adapter is None else adapter.key,
             encoded=ready.encoded,
+            adapted=adapter,
         )
         preparation = Preparation(prompt.text, begun if given is None else given)
         preparation.fetch, preparation.decode = fetched + ready.seconds["fetch"], ready.seconds["decode"]
         preparation.total = fetched + time.perf_counter() - begun
         return request, preparation
+
+    def _media_of(self, adapter: LoadedAdapter | None) -> MediaPreparer:
+        return self._media if adapter is None else self._media.seen_with(adapter.vision, adapter.tower_key)
 
     def _answers(self, tokens: list[int], params: SamplingParams, number: int, limit: int) -> list[Answer]:
         seed = params.seed if params.seed is not None else self._seed * 1_000_003 + number
@@ -142,9 +162,9 @@ class Preparer:
                 f"the prompt holds the token id {wrong}, but the model knows 0 to {self._vocabulary - 1}"
             )
 
-    def _check_media(self, prompt: Prompt) -> None:
+    def _check_media(self, prompt: Prompt, media: MediaPreparer) -> None:
         """What alone is too long is refused by its headers: decoded, it might take more memory than there is."""
-        vision = self._model.processor.count_vision(prompt.media)
+        vision = media.processor.count_vision(prompt.media)
         if vision >= self.max_model_len:
             raise UsageError(
                 f"the prompt's images and videos take {vision} tokens, which leaves no room for an answer in "

@@ -7,14 +7,20 @@ and what it sees. No answer depends on what else is in a step.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sightline.engine.packing import by_adapter, encoded_together, rows_in, visible
 from sightline.hardware.graphs import DecodeGraphs
 from sightline.hardware.operators.attention import choose
 from sightline.hardware.operators.attention.paged import Piece, Plan
+from sightline.models.adapters.loader import AdapterLoader
+from sightline.models.adapters.low_rank import Group
+from sightline.models.adapters.places import Places
 from sightline.models.fast.linear import convert_linear, converted
 from sightline.models.fast.text import FastText, can_rewrite
 from sightline.models.fast.vision import rewrite_tower
@@ -26,9 +32,6 @@ if TYPE_CHECKING:
     from sightline.engine.scheduling.step import Chunk, Step
     from sightline.models.loading import VisionLanguageModel
     from sightline.models.processor import Encoded
-
-# Media are encoded together up to so many patches: more save no time, and their intermediate results leave the caches.
-_PATCHES_TOGETHER = 1024
 
 
 class Runner:
@@ -62,7 +65,16 @@ class Runner:
             block_size=block_size,
         )
         self._embed = self._inner.language_model.embed_tokens
+        places = Places.of(_base(model.module), model.folder)
         self._text, self._head = self._rewritten()
+        #: Loads adapters for requests of this runner; any thread may use it.
+        self.adapters = AdapterLoader(
+            model,
+            places,
+            join=self._text.join,
+            tower=self._inner.visual,
+            rewritten=isinstance(self._text, FastText),
+        )
         self._graphs: DecodeGraphs | None = None
         #: Seconds that the last step spent in the vision tower.
         self.encode_seconds = 0.0
@@ -138,14 +150,24 @@ class Runner:
             [tokens of the step, H], hidden states after the final norm, chunk after chunk.
         """
         self._encode(step)
+        if all(chunk.sequence.request.adapted is None for chunk in step.chunks):
+            return self._run(step)
+        chunks, groups = by_adapter(step.chunks)
+        hidden = self._run(replace(step, chunks=chunks), groups)
+        if chunks == step.chunks:
+            return hidden
+        return hidden.index_select(0, self._on_device(rows_in(chunks, step.chunks)))
+
+    def _run(self, step: Step, groups: Sequence[Group] = ()) -> torch.Tensor:
         pieces = [Piece(len(chunk.tokens), chunk.start, chunk.sequence.blocks) for chunk in step.chunks]
         ids = self._on_device([token for chunk in step.chunks for token in chunk.tokens])
         positions = torch.cat([_positions(chunk) for chunk in step.chunks], dim=1).to(self._model.device)
-        if self._graphs is not None and all(_decodes(chunk) for chunk in step.chunks):
+        # A graph replays what it was captured with, which is the base alone.
+        if self._graphs is not None and not groups and all(_decodes(chunk) for chunk in step.chunks):
             return self._graphs.run(ids, positions, pieces)
         embeds = self._embed(ids)
         deepstack = self._place_features(step, embeds)
-        return self._text(embeds, positions, self._attention.plan(pieces), deepstack)
+        return self._text(embeds, positions, self._attention.plan(pieces), deepstack, groups)
 
     def _single_tokens(self, ids: torch.Tensor, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
         return self._text(self._embed(ids), positions, plan)
@@ -183,18 +205,30 @@ class Runner:
     # Vision
 
     def _encode(self, step: Step) -> None:
-        """Encode the step's media and put their features, small ones together."""
+        """Encode the step's media and put their features, small ones that one tower sees together."""
         start = time.perf_counter()
-        for group in _groups(step.encode):
+        for tower, group in encoded_together(step.encode):
             media = [_encoded(request).media[index] for request, index in group]
             pixels = torch.cat([medium.patches for medium in media])
             grids = torch.tensor([medium.layout.grid for medium in media])
-            levels = self._features_of(pixels, grids)
+            with self._seeing_with(tower):
+                levels = self._features_of(pixels, grids)
             for (request, index), *features in zip(group, *levels, strict=True):
                 self._features.put(request.media[index].key, features)
         if step.encode:
             self._model.accelerator.synchronize()
         self.encode_seconds = time.perf_counter() - start
+
+    @contextmanager
+    def _seeing_with(self, tower: Any) -> Iterator[None]:
+        """Let the model use an adapter's tower in place of its own; None changes nothing."""
+        own = self._inner.visual
+        if tower is not None:
+            self._inner.visual = tower
+        try:
+            yield
+        finally:
+            self._inner.visual = own
 
     def _features_of(self, pixels: torch.Tensor, grids: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
         """The embeddings of each medium, and of each deepstack level: levels x media x [rows, H]."""
@@ -206,7 +240,7 @@ class Runner:
     def _place_features(self, step: Step, embeds: torch.Tensor) -> Deepstack | None:
         """Write features over the embeddings of their placeholders; gives the deepstack levels where there are any."""
         rows, levels = [], []
-        for first, chunk, span, begin, end in _visible(step):
+        for first, chunk, span, begin, end in visible(step):
             media = chunk.sequence.request.media
             features = self._features.get(media[span.medium].key)
             source = slice(span.offset + begin - span.start, span.offset + end - span.start)
@@ -250,28 +284,3 @@ def _positions(chunk: Chunk) -> torch.Tensor:
 def _decodes(chunk: Chunk) -> bool:
     """Whether the chunk is one token of an answer."""
     return len(chunk.tokens) == 1 and chunk.start >= chunk.sequence.prompt_length
-
-
-def _groups(encode: list[tuple[Request, int]]) -> Iterator[list[tuple[Request, int]]]:
-    group: list[tuple[Request, int]] = []
-    patches = 0
-    for request, index in encode:
-        more = len(_encoded(request).media[index].patches)
-        if group and patches + more > _PATCHES_TOGETHER:
-            yield group
-            group, patches = [], 0
-        group.append((request, index))
-        patches += more
-    if group:
-        yield group
-
-
-def _visible(step: Step) -> Iterator[tuple[int, Chunk, Any, int, int]]:
-    """Every span that a chunk touches: (packed place of the chunk, chunk, span, from, to), tokens of the prompt."""
-    first = 0
-    for chunk in step.chunks:
-        end = chunk.start + len(chunk.tokens)
-        for span in chunk.sequence.request.spans:
-            if span.start < end and chunk.start < span.start + span.length:
-                yield first, chunk, span, max(span.start, chunk.start), min(span.start + span.length, end)
-        first += len(chunk.tokens)

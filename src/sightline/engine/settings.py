@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.checkpoints.shards import parse_size
+from sightline.engine.adapters import check_name
 from sightline.engine.media.limits import MediaLimits
 from sightline.errors import UsageError
 
@@ -43,7 +44,7 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "tokenizer_revision": (None, "main"),
     "hf_overrides": (None,),
     "hf_token": (None, False),
-    "enable_lora": (False,),
+    "enable_lora": (True, False),
     "mm_processor_cache_gb": (),
     "disable_mm_preprocessor_cache": (False,),
     "allowed_local_media_path": ("",),
@@ -53,7 +54,6 @@ _REASONS = {
     "trust_remote_code": "the model classes are those of transformers, and no code of a checkpoint is run; "
     "leave it out",
     "enable_chunked_prefill": "prompts are always computed in chunks of at most max_num_batched_tokens",
-    "enable_lora": "give one adapter with adapter=",
     "pipeline_parallel_size": "one model is spread over cards with device_map='auto'",
     "mm_processor_cache_gb": "its size is image_cache_bytes",
     "disable_mm_preprocessor_cache": "its size is image_cache_bytes; 0 turns it off",
@@ -65,7 +65,9 @@ class EngineSettings:
     """How an engine is built. None means that the engine chooses when it knows device and model.
 
     Attributes:
-        model, adapter: checkpoint folders.
+        model, adapter: checkpoint folders; all requests are computed with this one adapter.
+        adapters: folders by name: of the adapters that requests may choose, each its own, in one batch.
+        max_adapters: most of them that are loaded at a time; max_lora_rank: of their low-rank changes.
         dtype: auto, bf16, fp16 or fp32; quantization: None, int8 or int4; device: cpu, cuda:0, npu, ...
         device_map: "auto" spreads a model over the cards that are visible.
         max_model_len: most tokens of prompt and answer.
@@ -116,6 +118,9 @@ class EngineSettings:
     max_waiting: int = 1024
     seed: int = 0
     tensor_parallel_size: int = 1
+    adapters: Mapping[str, str | Path] | None = None
+    max_adapters: int = 8
+    max_lora_rank: int = 256
 
     @classmethod
     def of(cls, model: str | Path, **arguments: Any) -> EngineSettings:
@@ -126,6 +131,9 @@ class EngineSettings:
         """
         known = {field.name for field in fields(cls)}
         foreign = {name: value for name, value in arguments.items() if name not in known}
+        if foreign.get("max_loras") is not None:  # vLLM's word
+            arguments.setdefault("max_adapters", foreign["max_loras"])
+        foreign.pop("max_loras", None)
         pixels = {name: foreign.pop(name, None) for name in ("max_pixels", "min_pixels")}
         for name, value in foreign.items():
             _refuse_foreign(name, value)
@@ -144,6 +152,7 @@ class EngineSettings:
                 raise UsageError(f"{name} must be a dict, not {value!r}")
         if not isinstance(self.model, (str, Path)) or not isinstance(self.adapter, (str, Path, type(None))):
             raise UsageError("model and adapter must be folders, given as text or Path")
+        self._check_adapters()
         if self.tensor_parallel_size != 1:
             raise UsageError(
                 f"tensor_parallel_size is {self.tensor_parallel_size}, but one model is not computed by several "
@@ -174,6 +183,28 @@ class EngineSettings:
             object.__setattr__(self, "kv_cache_memory_bytes", _bytes(self.kv_cache_memory_bytes))
         # Both are read here so that a mistake is found before the model is loaded.
         _ = self.limits, self.pixel_options
+
+    def _check_adapters(self) -> None:
+        _whole("max_adapters", self.max_adapters, 1)
+        _whole("max_lora_rank", self.max_lora_rank, 1)
+        if self.adapters is None:
+            return
+        if not isinstance(self.adapters, Mapping):
+            raise UsageError(
+                f"adapters must be a dict of names and folders, not {type(self.adapters).__name__}"
+            )
+        for name, folder in self.adapters.items():
+            check_name(name)
+            if not isinstance(folder, (str, Path)):
+                raise UsageError(f"the adapter {name} must be a folder, given as text or Path")
+        if self.adapter is not None and self.adapters:
+            raise UsageError(
+                "adapter puts one adapter on all requests and adapters lets each choose; give one of the two"
+            )
+        if len(self.adapters) > self.max_adapters:
+            raise UsageError(
+                f"there are {len(self.adapters)} adapters, and max_adapters is {self.max_adapters}; raise it"
+            )
 
     @property
     def limits(self) -> MediaLimits:

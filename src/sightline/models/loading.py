@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sightline.data.vision_spec import VisionSpec
 from sightline.errors import SightlineError, UsageError, first_line
 from sightline.files import read_object
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
@@ -140,11 +141,24 @@ def _load_processor(
 ) -> Processor:
     """The folder's processor; where training wrote pixel limits into the adapter, those count."""
     processor = load_processor(folder, max_pixels=max_pixels, min_pixels=min_pixels)
-    if adapter is not None and (Path(adapter) / "preprocessor_config.json").exists():
-        processor.vision = type(processor.vision).from_folder(
-            adapter, processor.family.model_type, max_pixels=max_pixels, min_pixels=min_pixels
-        )
+    if adapter is not None:
+        processor.vision = vision_of(processor, adapter, max_pixels=max_pixels, min_pixels=min_pixels)
     return processor
+
+
+def vision_of(
+    processor: Processor,
+    adapter: str | Path,
+    *,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+) -> VisionSpec:
+    """How pictures are brought to the tower with an adapter: the pixel limits that its training recorded, if it did."""
+    if not (Path(adapter) / "preprocessor_config.json").exists():
+        return processor.vision
+    return VisionSpec.from_folder(
+        adapter, processor.family.model_type, max_pixels=max_pixels, min_pixels=min_pixels
+    )
 
 
 def _load_module(folder: Path, processor: Processor, dtype: torch.dtype, attention: str) -> Any:

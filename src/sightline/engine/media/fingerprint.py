@@ -55,10 +55,17 @@ def source_key(medium: Image | Video, mark: bytes, budget: Budget) -> bytes:
     return digest(("mark", mark), ("settings", repr(settings).encode()), *pieces)
 
 
-def medium_key(source: bytes, layout: Layout) -> bytes:
-    """Of a medium in a prompt: equal keys, equal features at equal positions."""
+def medium_key(source: bytes, layout: Layout, tower: str | None = None) -> bytes:
+    """Of a medium in a prompt: equal keys, equal features at equal positions.
+
+    Args:
+        tower: of the adapter whose own tower sees it; None for the model's.
+    """
     shape = (layout.kind, layout.grid, layout.seconds_per_patch)
-    return digest(("source", source), ("layout", repr(shape).encode()))
+    pieces = [("source", source), ("layout", repr(shape).encode())]
+    if tower is not None:
+        pieces.append(("tower", tower.encode()))
+    return digest(*pieces)
 
 
 def _content(source: Source, budget: Budget) -> bytes:

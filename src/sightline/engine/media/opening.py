@@ -7,6 +7,7 @@ tokenises. Everything here runs in any number of threads.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from sightline.errors import SightlineError, UsageError
 from sightline.models.patches import Layout, Patched, open_medium, patch_medium, plan_medium
 
 if TYPE_CHECKING:
+    from sightline.data.vision_spec import VisionSpec
     from sightline.models.processor import Encoded, Processor
 
 
@@ -82,6 +84,23 @@ class MediaPreparer:
         self.most_tokens = most_tokens
         _settle(processor.tokenizer)
         self._mark = settings_mark(processor.vision, dtype)
+        self._tower: str | None = None
+
+    def seen_with(self, vision: VisionSpec, tower: str | None) -> MediaPreparer:
+        """The same for prompts of an adapter; pictures that it sees at one size are cut once for all.
+
+        Args:
+            vision: how its pictures are brought to the tower.
+            tower: tells the features of its own tower from others'; None where it has none.
+        """
+        if vision == self.processor.vision and tower is None:
+            return self
+        other = copy.copy(self)  # the tokenizer is settled, and another thread may be using it
+        other.processor = copy.copy(self.processor)
+        other.processor.vision = vision
+        other._mark = settings_mark(vision, self.dtype)
+        other._tower = tower
+        return other
 
     def prepare(self, prompt: Prompt, budget: Budget = DEFAULT) -> Prepared:
         """Both steps.
@@ -142,7 +161,10 @@ class MediaPreparer:
         layouts = [medium.layout for medium in patched]
         return Prepared(
             encoded,
-            [_medium(key, layout) for key, layout in zip(keys, layouts, strict=True)],
+            [
+                Medium(layout.kind, medium_key(key, layout, self._tower), layout.tokens)
+                for key, layout in zip(keys, layouts, strict=True)
+            ],
             spans_of(encoded.kinds, layouts),
             {
                 "fetch": fetched.seconds,
@@ -233,10 +255,6 @@ def _settle(tokenizer: Any) -> None:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = tokenizer.split_special_tokens
-
-
-def _medium(key: bytes, layout: Layout) -> Medium:
-    return Medium(layout.kind, medium_key(key, layout), layout.tokens)
 
 
 def _named(media: Conversation) -> Iterator[tuple[str, Image | Video]]:

@@ -13,6 +13,7 @@ from sightline.engine.scheduling.sequence import Sequence, Status
 
 if TYPE_CHECKING:
     from sightline.engine.sampling.answer import Answer
+    from sightline.models.adapters.loader import LoadedAdapter
     from sightline.models.processor import Encoded
 
 
@@ -22,8 +23,8 @@ class Medium:
 
     Attributes:
         kind: "image" or "video".
-        key: hash of content, processor settings, grid and seconds per patch; equal keys mean equal
-            features and equal positions.
+        key: hash of content, processor settings, grid, seconds per patch and the adapter whose own tower sees it;
+            equal keys mean equal features and equal positions.
         tokens: vision tokens, the rows of its features.
     """
 
@@ -60,8 +61,8 @@ class Request:
         limit: most tokens of an answer.
         spans: where the media stand, not overlapping, in any order.
         priority: lower runs earlier.
-        adapter: the adapter that computes it; sequences of different adapters share no blocks.
-        encoded: pixels and positions for the runner.
+        adapter: key of the adapter that computes it; sequences of different adapters share no blocks.
+        encoded, adapted: pixels, positions and the adapter's weights for the runner.
 
     Attributes:
         arrival: set by the scheduler; the earlier of two requests has the smaller one.
@@ -83,6 +84,7 @@ class Request:
         priority: int = 0,
         adapter: str | None = None,
         encoded: Encoded | None = None,
+        adapted: LoadedAdapter | None = None,
     ) -> None:
         self.id = id
         self.prompt = prompt
@@ -93,6 +95,7 @@ class Request:
         self.arrival = 0
         self.adapter = adapter
         self.encoded = encoded
+        self.adapted = adapted
         self.arrived_at = time.perf_counter()
         self.cached_tokens = 0
         self.error: str | None = None

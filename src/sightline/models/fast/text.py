@@ -7,6 +7,7 @@ module's; tests hold the numbers to `TransformersText`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from sightline.errors import SightlineError
 from sightline.hardware.operators.attention.paged import PagedAttention, Plan
+from sightline.models.adapters.low_rank import Group, Pair, add, side_by_side, within
 from sightline.models.fast.linear import Convert, converted, direct, join
 from sightline.models.text import Deepstack
 
@@ -69,14 +71,29 @@ class Layer:
         self._out = direct(converted(inner.o_proj, convert))
         self._activation = functional.silu if isinstance(mlp.act_fn, _SILU) else mlp.act_fn
         self._inside = _width(mlp.gate_proj)
+        self._widths = {
+            name: _width(linear)
+            for parent in (inner, mlp)
+            for name, linear in parent.named_children()
+            if name.endswith("_proj")
+        }
         self._gate_up = direct(converted(join([mlp.gate_proj, mlp.up_proj]), convert))
         self._down = direct(converted(mlp.down_proj, convert))
 
     def __call__(
-        self, hidden: torch.Tensor, rotary: Rotary, attention: PagedAttention, plan: Plan
+        self,
+        hidden: torch.Tensor,
+        rotary: Rotary,
+        attention: PagedAttention,
+        plan: Plan,
+        groups: Sequence[Group] = (),
     ) -> torch.Tensor:
         """[T, H], written over."""
-        heads = self._qkv(self._before(hidden)).view(len(hidden), -1, self._head_dim)
+        normed = self._before(hidden)
+        joined = self._qkv(normed)
+        if groups:
+            add(groups, self._index, "qkv", normed, joined)
+        heads = joined.view(len(hidden), -1, self._head_dim)
         turned = heads[:, : self._turned]
         if self._head_norm is not None:
             turned = self._head_norm(turned)
@@ -89,15 +106,42 @@ class Layer:
             plan,
             self._scale,
         )
-        hidden += self._out(mixed.reshape(len(hidden), -1))
+        mixed = mixed.reshape(len(hidden), -1)
+        out = self._out(mixed)
+        if groups:
+            add(groups, self._index, "out", mixed, out)
+        hidden += out
         rows = max(1, _MOST_BYTES // (2 * self._inside * hidden.element_size()))
-        for part in hidden.split(rows) if len(hidden) > rows else (hidden,):
-            part += self._feed(self._between(part))
+        if len(hidden) <= rows:
+            hidden += self._feed(self._between(hidden), groups)
+            return hidden
+        for start, part in zip(range(0, len(hidden), rows), hidden.split(rows), strict=True):
+            part += self._feed(self._between(part), groups and within(groups, start, start + rows))
         return hidden
 
-    def _feed(self, rows: torch.Tensor) -> torch.Tensor:
+    def _feed(self, rows: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
         both = self._gate_up(rows)
-        return self._down(self._activation(both[:, : self._inside]).mul_(both[:, self._inside :]))
+        if groups:
+            add(groups, self._index, "gate_up", rows, both)
+        inside = self._activation(both[:, : self._inside]).mul_(both[:, self._inside :])
+        output = self._down(inside)
+        if groups:
+            add(groups, self._index, "down", inside, output)
+        return output
+
+    def join(self, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+        """An adapter's changes of this layer's linear maps as changes of the joined ones."""
+
+        def beside(*names: str) -> Pair | None:
+            return side_by_side([(pairs.get(name), self._widths[name]) for name in names])
+
+        found = {
+            "qkv": beside("q_proj", "k_proj", "v_proj"),
+            "out": pairs.get("o_proj"),
+            "gate_up": beside("gate_proj", "up_proj"),
+            "down": pairs.get("down_proj"),
+        }
+        return {name: pair for name, pair in found.items() if pair is not None}
 
 
 class FastText:
@@ -119,17 +163,26 @@ class FastText:
         self._rotary = language_model.rotary_emb
 
     def __call__(
-        self, embeds: torch.Tensor, positions: torch.Tensor, plan: Plan, deepstack: Deepstack | None = None
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        plan: Plan,
+        deepstack: Deepstack | None = None,
+        groups: Sequence[Group] = (),
     ) -> torch.Tensor:
         cos, sin = self._rotary(embeds, positions[:, None])
         rotary = Rotary(cos[0], sin[0])
         levels = deepstack.levels if deepstack is not None else ()
         hidden = embeds
         for index, layer in enumerate(self._layers):
-            hidden = layer(hidden, rotary, self._attention, plan)
+            hidden = layer(hidden, rotary, self._attention, plan, groups)
             if deepstack is not None and index < len(levels):
                 hidden.index_add_(0, deepstack.rows, levels[index])
         return self._norm(hidden)
+
+    def join(self, layer: int, pairs: Mapping[str, Pair]) -> Mapping[str, Pair]:
+        """See `sightline.models.text.Text`."""
+        return self._layers[layer].join(pairs)
 
 
 def can_rewrite(language_model: Any) -> bool:

@@ -91,7 +91,10 @@ class GatedVisionMlp(nn.Module):
 
 
 def rewrite_tower(visual: Any, convert: Convert) -> None:
-    """Rewrite a vision tower's blocks in place, and convert every linear map of the rest."""
+    """Rewrite a vision tower's blocks in place, and convert every linear map of the rest.
+
+    What is rewritten already (shared with another tower) stays as it is.
+    """
     for block in visual.blocks:
         block.attn = VisionAttention(block.attn, convert)
         block.mlp = _perceptron(block.mlp, convert)
@@ -101,6 +104,8 @@ def rewrite_tower(visual: Any, convert: Convert) -> None:
 
 
 def _perceptron(mlp: Any, convert: Convert) -> nn.Module:
+    if isinstance(mlp, (VisionMlp, GatedVisionMlp)):
+        return mlp
     if hasattr(mlp, "gate_proj"):
         return GatedVisionMlp(mlp, convert)
     if hasattr(mlp, "linear_fc1"):
