@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
 
-from sightline.data.conversation import Conversation
+from sightline.data.conversation import Conversation, Part
 from sightline.engine.inputs import Prompt
 from sightline.engine.llm import LLM
 from sightline.engine.sampling.params import SamplingParams
@@ -73,6 +74,7 @@ class Service:
         model: str | None = None,
         priority: int = 0,
         request_id: str | None = None,
+        where: Callable[[int, int, Part], str] | None = None,
     ) -> Exchange:
         """Give a request to the engine, and wait until it is prepared and can be answered.
 
@@ -83,15 +85,20 @@ class Service:
                 that the template was applied to.
             model: what the request calls the model.
             priority: lower runs earlier.
+            where: as `Fetcher.resolve` takes it: the client's field of a medium; None where the conversation's
+                messages and parts are numbered as the client's are.
 
         Raises:
             RequestError: the request cannot be used, or the server is full or stopping.
         """
+        given = time.perf_counter()
         served = self.names.find(model)
         conversation = prompt if isinstance(prompt, Conversation) else prompt.media
         self._check_texts(conversation)
         if self.fetcher is not None and (conversation.images or conversation.videos):
-            conversation = await self.fetcher.resolve(conversation)
+            options = {} if where is None else {"where": where}
+            conversation = await self.fetcher.resolve(conversation, **options)
+        fetched = time.perf_counter() - given
         limits = self.limits
         stream = self.worker.add(
             conversation if isinstance(prompt, Conversation) else replace(prompt, media=conversation),
@@ -101,15 +108,21 @@ class Service:
             budget=limits.medium,
             max_prompt_tokens=limits.max_prompt_tokens,
             adapter=served.adapter,
+            given=given,
+            fetch_seconds=fetched,
         )
         exchange = Exchange(stream, served.name, limits.request_seconds)
         await exchange.opened()
         return exchange
 
+    def control_token(self, text: str) -> str | None:
+        """The first of the model's control tokens that a text holds."""
+        return next((token for token in self._controls if token in text), None)
+
     def _check_texts(self, conversation: Conversation) -> None:
         """Text that tokenizers read as control tokens would let a client write other roles' turns."""
         for number, message in enumerate(conversation.messages, 1):
-            found = next((token for token in self._controls if token in message.text), None)
+            found = self.control_token(message.text)
             if found is not None:
                 raise RequestError(
                     f"message {number} holds the control token {found}; leave it out", param="messages"
