@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sightline.errors import UsageError
+from sightline.data.media_counts import read_media_counts
 
 Model = Annotated[Path, typer.Option("--model", help="The checkpoint folder.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="A PEFT adapter folder to put on top.")]
@@ -67,23 +66,5 @@ MediaLimits = Annotated[
 
 
 def media_limits(text: str | None) -> dict[str, Any] | None:
-    """What --limit-mm-per-prompt says, as `EngineSettings.limit_mm_per_prompt` takes and checks it.
-
-    Raises:
-        UsageError: it is neither JSON nor a list of image=N and video=N.
-    """
-    if text is None:
-        return None
-    try:
-        if text.lstrip().startswith("{"):
-            return dict(json.loads(text))
-        pairs = [part.split("=") for part in text.split(",")]
-        limits = {kind.strip(): int(count) for kind, count in pairs}
-        if len(limits) == len(pairs):
-            return limits
-    except ValueError:  # JSONDecodeError is one
-        pass
-    raise UsageError(
-        f"--limit-mm-per-prompt is {text!r}; write image=4,video=1 or JSON such as "
-        '{"image": {"count": 4, "width": 1280, "height": 720}}'
-    )
+    """What --limit-mm-per-prompt says; raises as `read_media_counts`."""
+    return None if text is None else read_media_counts(text)

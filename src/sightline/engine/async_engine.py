@@ -221,6 +221,21 @@ class AsyncEngine:
         """Whether the engine can compute."""
         return not self._closed and self._failure is None
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What the engine died of; None while it lives, or where it was closed."""
+        return self._failure
+
+    @property
+    def open_requests(self) -> int:
+        """Requests whose streams have not ended."""
+        return self._open
+
+    @property
+    def thread_id(self) -> int | None:
+        """The system's number of the engine's thread, for whoever measures it; None before the first request."""
+        return None if self._thread is None else self._thread.native_id
+
     def stalled(self) -> float:
         """Seconds since the last sign of life while there is work; 0 for an engine that has none."""
         return time.perf_counter() - self.heartbeat if self._open else 0.0

@@ -49,6 +49,14 @@ class Exchange:
         """All that has come so far."""
         return self.stream.output
 
+    @property
+    def output_so_far(self) -> RequestOutput | None:
+        """As `output`; None of a request that was never prepared."""
+        try:
+            return self.stream.output
+        except RuntimeError:
+            return None
+
     async def opened(self) -> RequestOutput:
         """Wait until the prompt is prepared: what cannot be used is known then, and no status line is sent yet.
 

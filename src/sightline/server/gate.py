@@ -2,48 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sightline.server.auth import is_open
 from sightline.server.errors import RETRY_AFTER, error_body
+from sightline.server.worker import STOPPING
+
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class Traffic:
+    """How many requests are open behind a gate."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def enter(self) -> None:
+        self.open += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        self.open -= 1
+        if not self.open:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until none is open."""
+        await self._idle.wait()
 
 
 class Gate:
-    """ASGI middleware around everything that computes, that is, every POST."""
+    """ASGI middleware around everything that computes or that only its own pages may read.
 
-    def __init__(self, app: ASGIApp, most: int = 64, hosts: frozenset[str] | None = None) -> None:
-        """`most` requests may be open; `hosts` are the names this server may be called by, None for any."""
+    Args:
+        most: requests that compute (every POST) may be open; one more gets 503.
+        hosts: names that this server may be called by; None for any.
+        origins: sites whose pages may call it; "*" for every one.
+        traffic: counts the open requests.
+        closed: whether the server takes no more requests.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        most: int = 64,
+        hosts: frozenset[str] | None = None,
+        *,
+        origins: frozenset[str] = frozenset(),
+        traffic: Traffic | None = None,
+        closed: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._app = app
         self._most = most
         self._hosts = hosts
-        self._open = 0
+        self._origins = origins
+        self._traffic = traffic or Traffic()
+        self._closed = closed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        # Probes call a server by any name, and a link on another site may lead to the page.
+        if scope["type"] != "http" or is_open(scope):
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if is_foreign(headers) or not self._is_ours(headers.get("host", "")):
+        if not self._is_welcome(headers):
             refusal = _refusal("this server does not answer other web sites' pages", 403)
             await refusal(scope, receive, send)
             return
-        if self._open >= self._most:
+        if scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        if self._closed():
+            await _refusal(STOPPING, 503, {"retry-after": RETRY_AFTER})(scope, receive, send)
+            return
+        if self._traffic.open >= self._most:
             message = f"{self._most} requests are waiting already; try again later"
             await _refusal(message, 503, {"retry-after": RETRY_AFTER})(scope, receive, send)
             return
-        self._open += 1
+        self._traffic.enter()
         try:
             await self._app(scope, receive, send)
         finally:
-            self._open -= 1
+            self._traffic.leave()
 
-    def _is_ours(self, host: str) -> bool:
-        name = host if host.endswith("]") else host.rsplit(":", 1)[0]
-        return self._hosts is None or name.lower() in self._hosts
+    def _is_welcome(self, headers: Mapping[str, str]) -> bool:
+        if not is_called(headers.get("host", ""), self._hosts):
+            return False
+        if "*" in self._origins or headers.get("origin") in self._origins:
+            return True
+        return not is_foreign(headers)
+
+
+def is_called(host: str, names: frozenset[str] | None) -> bool:
+    """Whether a Host header is one of `names`, with any port; None is every name."""
+    name = host if host.endswith("]") else host.rsplit(":", 1)[0]
+    return names is None or name.lower() in names
 
 
 def local_names(host: str) -> frozenset[str] | None:
@@ -51,10 +112,9 @@ def local_names(host: str) -> frozenset[str] | None:
 
     There another name can only come from a page whose name was pointed at this machine after it was loaded.
     """
-    local = frozenset({"localhost", "127.0.0.1", "[::1]"})
     if host == "::1":
-        return local
-    return local | {host} if host == "localhost" or host.startswith("127.") else None
+        return LOCAL_NAMES
+    return LOCAL_NAMES | {host} if host == "localhost" or host.startswith("127.") else None
 
 
 def is_foreign(headers: Mapping[str, str]) -> bool:

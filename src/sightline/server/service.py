@@ -14,6 +14,7 @@ from sightline.data.conversation import Conversation, Part
 from sightline.engine.inputs import Prompt
 from sightline.engine.llm import LLM
 from sightline.engine.sampling.params import SamplingParams
+from sightline.server import access
 from sightline.server.errors import RequestError
 from sightline.server.exchange import Exchange
 from sightline.server.limits import Limits
@@ -104,7 +105,7 @@ class Service:
             conversation if isinstance(prompt, Conversation) else replace(prompt, media=conversation),
             params,
             priority=priority,
-            request_id=request_id,
+            request_id=request_id or access.engine_id(),
             budget=limits.medium,
             max_prompt_tokens=limits.max_prompt_tokens,
             adapter=served.adapter,
@@ -112,6 +113,7 @@ class Service:
             fetch_seconds=fetched,
         )
         exchange = Exchange(stream, served.name, limits.request_seconds)
+        access.remember(exchange, conversation)
         await exchange.opened()
         return exchange
 
