@@ -16,6 +16,7 @@ from sightline.bench.serve.connection import Client, Site
 from sightline.bench.serve.datasets import DataSettings, PromptMaker, without_pictures
 from sightline.bench.serve.load import Measured, run_load
 from sightline.bench.serve.metrics import summarize
+from sightline.bench.serve.outcome import Outcome
 from sightline.bench.serve.prompts import CHAT, Prompt
 from sightline.bench.serve.server import Server
 from sightline.errors import SightlineError, UsageError
@@ -105,7 +106,8 @@ async def _bench(settings: BenchSettings) -> list[dict[str, Any]]:
     try:
         await server.meet()
         count = server.count if server.counts else None
-        (first,) = await PromptMaker(without_pictures(settings.data), seed).make(1)
+        # Of another seed, or the first request's beginning would be known.
+        (first,) = await PromptMaker(without_pictures(settings.data), seed + 1).make(1)
         await server.try_out(first, settings.timeout)
         maker = PromptMaker(settings.data, seed, count)
         results: list[dict[str, Any]] = []
@@ -160,14 +162,18 @@ async def run_prompts(
                 f"{len(bodies)} of {len(prompts)} requests take {size / 2**30:.0f} GiB; ask with a smaller "
                 "--num-prompts or smaller pictures"
             )
-    measured = await run_load(
-        [partial(server.ask, body) for body in bodies],
+    return await run_load(
+        [partial(_ask, server, body, prompt.words) for body, prompt in zip(bodies, prompts, strict=True)],
         times,
         max_concurrency=settings.max_concurrency,
         timeout=settings.timeout,
         label=label,
     )
-    return measured
+
+
+async def _ask(server: Server, body: bytes, words: int, outcome: Outcome) -> None:
+    outcome.input_words = words
+    await server.ask(body, outcome)
 
 
 async def _count_missing(measured: Measured, server: Server) -> None:

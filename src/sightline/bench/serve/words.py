@@ -50,12 +50,11 @@ async def random_text(random: np.random.Generator, tokens: int, count: Count | N
         if found > tokens:
             # Too long by more than the filler: fewer words, in proportion.
             keep = min(words - 1, int(words * (tokens - filler) / max(found - filler, 1)))
-            words, filler = max(keep, 0), 0
+            words = max(keep, 0)
+            filler = 0 if words else tokens
         else:
             filler += tokens - found
         text = (" ".join(picked[:words]) + _FILLER * filler).strip()
-        if not text:
-            break
         found = await count(text)
         if abs(found - tokens) < off:
             best, off = text, abs(found - tokens)
