@@ -112,6 +112,12 @@ class Fetcher:
                 f"messages hold more than {self.policy.max_media} images and videos; send fewer",
                 param="messages",
             )
+        longest = max((len(v.source) for v in conversation.videos if isinstance(v.source, tuple)), default=0)
+        if longest > self.policy.max_frames:
+            raise RequestError(
+                f"messages hold a video of more than {self.policy.max_frames} frames; send fewer",
+                param="messages",
+            )
         tasks: dict[tuple[str, str], _Task] = {}
         total = 0
         for field, kind, source in _sources(conversation, where):

@@ -11,7 +11,6 @@ import ssl
 from collections.abc import Callable
 
 import anyio
-import certifi
 import httpcore2
 
 from sightline.data.media import IMAGE_KINDS, VIDEO_KINDS, sniff
@@ -36,7 +35,7 @@ class WebClient:
     """GETs media; no cookies, no credentials, no proxy of the environment, no connection kept.
 
     Args:
-        tls: whom to believe about https hosts; by default the system's authorities and certifi's.
+        tls: whom to believe about https hosts; by default the authorities that the system trusts.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class WebClient:
     ) -> None:
         self._policy = policy
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=tls or _default_tls(),
+            ssl_context=tls or httpcore2.default_ssl_context(),
             max_connections=None,  # bounded by `Fetcher`, which waits for its turn before the clock starts
             max_keepalive_connections=0,
             network_backend=backend,
@@ -156,9 +155,3 @@ def _target_of(response: httpcore2.Response, address: WebAddress) -> WebAddress:
 def _header(response: httpcore2.Response, name: bytes) -> str:
     """A header's value; several of one name joined, as they mean the same as one with commas."""
     return ",".join(value.decode("latin-1").strip() for key, value in response.headers if key.lower() == name)
-
-
-def _default_tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context
