@@ -1,0 +1,69 @@
+// Building nodes. Nothing in this page makes markup out of a string: text stays text.
+
+import { icon } from "./icons.js";
+import { t } from "./i18n.js";
+
+export const $ = (id) => document.getElementById(id);
+
+// el("p", {class: "note", onclick: f}, "text", node): attributes, listeners (on...) and properties (.name).
+export function el(tag, given = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(given)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name.startsWith(".")) node[name.slice(1)] = value;
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+// A button that shows an icon alone; its name is for screen readers and as a tooltip.
+export function iconButton(name, key, onclick, given = {}) {
+  const label = t(key);
+  return el("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...given }, icon(name));
+}
+
+export function bytes(count) {
+  if (count < 1024 * 1024) return `${Math.max(1, Math.round(count / 1024))} kB`;
+  return `${(count / 1024 / 1024).toFixed(1)} MB`;
+}
+
+// Copies text, and lets the button show that it did.
+export async function copyFrom(button, text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    copyBySelection(text);  // pages served without TLS have no clipboard interface
+  }
+  const before = button.querySelector(".icon");
+  button.replaceChild(icon("check"), before);
+  announce(t("copied"));
+  setTimeout(() => button.querySelector(".icon")?.replaceWith(before), 1500);
+}
+
+function copyBySelection(text) {
+  const area = el("textarea", { class: "visually-hidden", ".value": text });
+  const focused = document.activeElement;
+  (document.querySelector("dialog[open]") ?? document.body).append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+  focused?.focus();
+}
+
+// One sentence for screen readers.
+export function announce(text) {
+  $("announcer").textContent = text;
+}
+
+let hiding;
+// A short notice at the bottom, perhaps with a way back.
+export function toast(text, action = null) {
+  const box = $("toast");
+  clearTimeout(hiding);
+  const hide = () => box.replaceChildren();
+  const button = action && el("button", { type: "button", class: "link", onclick: () => { hide(); action.run(); } }, action.label);
+  box.replaceChildren(el("div", { class: "toast" }, el("span", {}, text), button));
+  hiding = setTimeout(hide, action ? 8000 : 5000);
+}
