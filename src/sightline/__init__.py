@@ -13,16 +13,25 @@ _HOMES = {
     "LLM": "sightline.engine.llm",
     "LoRARequest": "sightline.engine.adapters",
     "SamplingParams": "sightline.engine.sampling.params",
+    "StructuredOutputsParams": "sightline.engine.sampling.structured.params",
     "process_vision_info": "sightline.data.vision_inputs",
 }
 
-__all__ = ["LLM", "LoRARequest", "SamplingParams", "__version__", "process_vision_info"]
+__all__ = [
+    "LLM",
+    "LoRARequest",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "__version__",
+    "process_vision_info",
+]
 
 if TYPE_CHECKING:
     from sightline.data.vision_inputs import process_vision_info
     from sightline.engine.adapters import LoRARequest
     from sightline.engine.llm import LLM
     from sightline.engine.sampling.params import SamplingParams
+    from sightline.engine.sampling.structured.params import StructuredOutputsParams
 
 
 def __getattr__(name: str) -> Any:

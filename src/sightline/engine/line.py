@@ -21,6 +21,8 @@ from sightline.engine.outputs import CompletionOutput, RequestOutput
 from sightline.engine.preprocess import Preparer
 from sightline.engine.record import Preparation
 from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.sampling.structured.matcher import Grammar
+from sightline.engine.sampling.structured.params import StructuredOutputsParams
 from sightline.engine.scheduling.request import Request
 from sightline.engine.scheduling.sequence import Sequence
 from sightline.engine.stream import Delta, Stream
@@ -32,6 +34,7 @@ Result = tuple[Request, Preparation] | Exception
 
 _NOTHING = Prompt(Conversation([]))
 _THREADS = 3  # that prepare beside an accelerator
+_COMPILERS = 2  # threads that compile grammars, so that one that takes long does not keep the others waiting
 _TURN = 0.05  # seconds that prepare at a stretch on a CPU while answers wait for their next token
 
 
@@ -111,9 +114,25 @@ class Line:
         self._preparing = 0
         self._waiting: list[tuple[int, int, Job]] = []
         self._order = itertools.count()
+        self._compilers: ThreadPoolExecutor | None = None
+        self._compiling = 0
 
     def push(self, job: Job) -> None:
-        heapq.heappush(self._waiting, (job.options["priority"], next(self._order), job))
+        """Take a request into the line; one that asks for a form as soon as that is compiled, at its old place.
+
+        A thread beside the engine compiles, on a CPU too: it takes milliseconds, once for all requests of a form, and
+        seconds only for what is refused in the end, and then in a process of low priority.
+        """
+        place, form = next(self._order), job.params.structured_outputs
+        if form is None or self._is_compiled(job, form):
+            return self._join(job, place)
+        if self._compilers is None:
+            self._compilers = ThreadPoolExecutor(_COMPILERS, "compile")
+        try:
+            self._compilers.submit(self._compile_beside, job, form, place)
+        except RuntimeError:  # as in `advance`, which will say so
+            return self._join(job, place)
+        self._compiling += 1
 
     @property
     def moves(self) -> bool:
@@ -123,7 +142,7 @@ class Line:
     @property
     def preparing(self) -> bool:
         """Whether threads beside the engine are at work."""
-        return self._preparing > 0
+        return self._preparing + self._compiling > 0
 
     def advance(self) -> bool:
         """Prepare the next ones: beside the engine, or on a CPU what the next step has room for and at least one.
@@ -149,8 +168,43 @@ class Line:
         return True
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._compilers):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+        if self._compilers is not None:
+            self._preparer.grammars.close()
+
+    def _join(self, job: Job, place: int) -> None:
+        heapq.heappush(self._waiting, (job.options["priority"], place, job))
+
+    def _is_compiled(self, job: Job, form: StructuredOutputsParams) -> bool:
+        """Whether nothing is left to compile; a form that is known to be faulty says so when it is prepared."""
+        try:
+            job.options["grammar"] = self._preparer.grammars.known(form)
+        except SightlineError:
+            return True
+        return job.options["grammar"] is not None
+
+    def _compile_beside(self, job: Job, form: StructuredOutputsParams, place: int) -> None:
+        grammar: Grammar | Exception | None = None
+        try:
+            if not job.stream.aborted:
+                grammar = self._preparer.grammars.compile(form)
+        except Exception as error:
+            if not isinstance(error, SightlineError):
+                log.exception("compiling the form of request %s failed", job.stream.id)
+            grammar = error
+
+        def join() -> None:
+            self._compiling -= 1
+            if job.stream.aborted:  # the engine ends it, or has done so
+                return
+            if isinstance(grammar, Exception):
+                return self._admit(job, grammar)
+            job.options["grammar"] = grammar
+            self._join(job, place)
+
+        self._tell(join)
 
     def _is_enough(self) -> bool:
         """Whether one more would not take part in the next step."""

@@ -18,6 +18,8 @@ from sightline.engine.media.opening import MediaPreparer
 from sightline.engine.record import Preparation
 from sightline.engine.sampling.answer import Answer
 from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.sampling.structured.compiler import Compiler
+from sightline.engine.sampling.structured.matcher import Grammar, Matcher
 from sightline.engine.scheduling.request import Request
 from sightline.engine.settings import EngineSettings
 from sightline.engine.stats import CacheUse
@@ -49,6 +51,7 @@ class Preparer:
         self._limits = settings.limits
         self._vocabulary = int(model.processor.config.get_text_config().vocab_size)
         self.end_tokens = _end_tokens(model)
+        self.grammars = Compiler(model.tokenizer, self._vocabulary, self.end_tokens)
         self._numbers = itertools.count()
 
     def check(
@@ -90,6 +93,7 @@ class Preparer:
         budget: Budget = DEFAULT,
         max_prompt_tokens: int | None = None,
         adapter: LoadedAdapter | None = None,
+        grammar: Grammar | None = None,
     ) -> tuple[Request, Preparation]:
         """Open a prompt's media and build its request.
 
@@ -100,13 +104,17 @@ class Preparer:
             budget: what one medium may cost.
             max_prompt_tokens: a longer prompt is refused.
             adapter: computes the request in place of the model alone.
+            grammar: of the settings' structured_outputs; None compiles it now.
 
         Raises:
             SightlineError: a medium cannot be used, or the prompt is too long; the text gives the numbers.
+            ParameterError: structured_outputs cannot be compiled.
         """
         begun = time.perf_counter()
         number = next(self._numbers) if number is None else number
         self.check(prompt, params)
+        if grammar is None and params.structured_outputs is not None:
+            grammar = self.grammars.compile(params.structured_outputs)
         ready = self._media_of(adapter).prepare(prompt, budget)
         tokens = ready.encoded.input_ids.tolist()
         if max_prompt_tokens is not None and len(tokens) > max_prompt_tokens:
@@ -119,7 +127,7 @@ class Preparer:
             str(number) if request_id is None else request_id,
             tokens,
             params,
-            self._answers(tokens, params, number, limit),
+            self._answers(tokens, params, number, limit, grammar),
             limit=limit,
             media=ready.media,
             spans=ready.spans,
@@ -136,7 +144,9 @@ class Preparer:
     def _media_of(self, adapter: LoadedAdapter | None) -> MediaPreparer:
         return self._media if adapter is None else self._media.seen_with(adapter.vision, adapter.tower_key)
 
-    def _answers(self, tokens: list[int], params: SamplingParams, number: int, limit: int) -> list[Answer]:
+    def _answers(
+        self, tokens: list[int], params: SamplingParams, number: int, limit: int, grammar: Grammar | None
+    ) -> list[Answer]:
         seed = params.seed if params.seed is not None else self._seed * 1_000_003 + number
         return [
             Answer(
@@ -147,6 +157,7 @@ class Preparer:
                 tokenizer=self._model.tokenizer,
                 prompt_tokens=tokens,
                 seed=(seed + index * _SEED_STEP) % 2**63,
+                structure=None if grammar is None else Matcher(grammar),
             )
             for index in range(params.n)
         ]

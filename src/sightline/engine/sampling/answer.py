@@ -10,6 +10,7 @@ from sightline.engine.outputs import CompletionOutput, Logprob
 from sightline.engine.sampling.detokenizer import Detokenizer
 from sightline.engine.sampling.params import SamplingParams
 from sightline.engine.sampling.rules import Rules, bad_word_tokens
+from sightline.engine.sampling.structured.matcher import Matcher
 
 if TYPE_CHECKING:
     from sightline.engine.sampling.sampler import Choice
@@ -23,6 +24,7 @@ class Answer:
         limit: most tokens of the answer, by `max_tokens` and the model's length.
         prompt_tokens: for the repetition penalty.
         seed: of the answer's own random numbers.
+        structure: at the start of the form that was asked for, for this answer alone; None for free text.
 
     Attributes:
         text: the text as it comes; `text.take()` gives what is new and decided.
@@ -41,6 +43,7 @@ class Answer:
         tokenizer: Any,
         prompt_tokens: Sequence[int] = (),
         seed: int,
+        structure: Matcher | None = None,
     ) -> None:
         self.params = params
         self.error: str | None = None
@@ -52,12 +55,14 @@ class Answer:
             spaces_between_special_tokens=params.spaces_between_special_tokens,
         )
         self.draws = Draws(seed)
-        self._ends = frozenset() if params.ignore_eos else frozenset(end_tokens)
+        # A form ends with an end token, which the rules keep back from a request that wants none of them.
+        self._ends = frozenset() if params.ignore_eos and structure is None else frozenset(end_tokens)
         self.rules = Rules(
             params,
             prompt=prompt_tokens,
             ends=self._ends | params.stop_ids,
             bad_words=bad_word_tokens(params.bad_words or (), tokenizer),
+            structure=structure,
         )
         self._limit = limit
         self._tokenizer = tokenizer
@@ -87,6 +92,8 @@ class Answer:
         if self.params.logprobs is not None:
             self._note(choice)
         self._see(choice.token)
+        if not self.finished and self.rules.structure is not None:
+            self._see_structure(self.rules.structure)
         return not self.finished
 
     def finish(self, reason: str, stop: int | str | None = None) -> None:
@@ -104,6 +111,13 @@ class Answer:
             self.finish("stop", stop)
         elif len(self._output.token_ids) >= self._limit:
             self.finish("length")
+
+    def _see_structure(self, structure: Matcher) -> None:
+        if structure.astray:  # it was allowed a moment ago, so this is never seen; free text would be worse
+            self.error = "the answer left the form that structured_outputs asks for; make that simpler"
+            self.finish("error")
+        elif structure.complete:
+            self.finish("stop")
 
     def _add(self, token: int) -> str | None:
         if not self.params.detokenize:

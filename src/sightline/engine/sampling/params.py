@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sightline.errors import UsageError
+from sightline.engine.sampling.parameter_error import ParameterError
+from sightline.engine.sampling.structured.params import StructuredOutputsParams
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this mean the most likely token, as in vLLM."""
@@ -44,6 +45,8 @@ class SamplingParams:
         include_stop_str_in_output: leave the stop text (or stop token's text) in the answer.
         detokenize: False gives token ids only, with an empty text.
         spaces_between_special_tokens: put spaces around special tokens, where the tokenizer knows this setting.
+        structured_outputs: the form of the answer; StructuredOutputsParams or a mapping of its fields. It ends where
+            its form is complete, whatever min_tokens and ignore_eos say.
 
     Raises:
         ParameterError: a value is of the wrong type or out of its range; the text names it.
@@ -72,6 +75,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     detokenize: bool = True
     spaces_between_special_tokens: bool = True
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -114,6 +118,9 @@ class SamplingParams:
             object.__setattr__(self, "allowed_token_ids", ids)
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        if self.structured_outputs is not None:
+            form = StructuredOutputsParams.of(self.structured_outputs)
+            object.__setattr__(self, "structured_outputs", form)
 
     @property
     def greedy(self) -> bool:
@@ -145,14 +152,6 @@ _FLAGS = (
     "detokenize",
     "spaces_between_special_tokens",
 )
-
-
-class ParameterError(UsageError):
-    """A sampling parameter that is wrong. `name` is the field, for an HTTP error to point at."""
-
-    def __init__(self, name: str, fault: str) -> None:
-        super().__init__(f"{name} {fault}")
-        self.name = name
 
 
 def _whole(name: str, value: Any, least: int, most: int | None = None) -> None:

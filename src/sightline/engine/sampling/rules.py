@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sightline.engine.sampling.params import SamplingParams
+from sightline.engine.sampling.structured.matcher import Mask, Matcher
 
 
 class Rules:
@@ -20,6 +21,7 @@ class Rules:
     Attributes:
         tokens: the answer's tokens that count (`push` and `pop` change them).
         allowed: int64 ids, the only ones to choose from; None allows all.
+        structure: the answer's place in the form that was asked for, or None.
         ids, counts, seen, biases: a table of the tokens that penalties and biases touch, one row each: int64
             token, float32 times it is in the answer, bool whether the prompt holds it, float32 bias.
     """
@@ -31,8 +33,10 @@ class Rules:
         prompt: Sequence[int] = (),
         ends: Iterable[int] = (),
         bad_words: Sequence[Sequence[int]] = (),
+        structure: Matcher | None = None,
     ) -> None:
         self.params = params
+        self.structure = structure
         self.tokens: list[int] = []
         self.allowed = None if params.allowed_token_ids is None else np.unique(params.allowed_token_ids)
         self._ends = sorted(ends)
@@ -58,7 +62,8 @@ class Rules:
     @property
     def quiet(self) -> bool:
         """Whether the next token may be chosen from the logits as they are."""
-        return not self._rows and self.allowed is None and not self.banned()
+        free = self.structure is None or self.structure.astray
+        return free and not self._rows and self.allowed is None and not self.banned()
 
     @property
     def ids(self) -> np.ndarray[Any, Any]:
@@ -86,9 +91,17 @@ class Rules:
                 banned.append(word[-1])
         return banned
 
+    def mask(self) -> tuple[Mask | None, bool]:
+        """What the answer's form allows next, as `Matcher.mask`; nothing of it where no form was asked for."""
+        return (
+            (None, False) if self.structure is None else self.structure.mask(ends=not self.params.ignore_eos)
+        )
+
     def push(self, token: int) -> None:
         """The answer grows by `token`."""
         self.tokens.append(token)
+        if self.structure is not None:
+            self.structure.push(token)
         if self._counted:
             row = self._row(token)
             self._counts[row] += 1
@@ -96,6 +109,8 @@ class Rules:
     def pop(self) -> None:
         """Take the newest token back; it leaves no trace but an idle row of the table."""
         token = self.tokens.pop()
+        if self.structure is not None:
+            self.structure.pop()
         if self._counted:
             self._counts[self._rows[token]] -= 1
 

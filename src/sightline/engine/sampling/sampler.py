@@ -87,7 +87,7 @@ class Sampler:
             end = start + 1 + len(drafts)
             used = _agreeing(tokens[start:end], drafts)
             choices = [
-                Choice(token, fault=_fault(peak, logits.dtype))
+                Choice(token, fault=_fault(peak, logits.dtype, answer))
                 for token, peak in zip(tokens[start : start + used], peaks[start : start + used], strict=True)
             ]
             choices = _up_to_fault(choices)
@@ -173,19 +173,30 @@ def _up_to_fault(choices: list[Choice]) -> list[Choice]:
     return choices
 
 
-def _fault(peak: float, dtype: torch.dtype) -> str | None:
+def _fault(peak: float, dtype: torch.dtype, answer: Answer) -> str | None:
     if peak != peak:
         # The most likely of them would be the first nan: an answer of one token, over and over.
         return (
             f"the model computes nan in {str(dtype).removeprefix('torch.')}: its numbers do not fit, or "
             "its weights are damaged; use dtype bf16 or fp32"
         )
+    if peak == -torch.inf and answer.rules.structure is not None:
+        return _no_form(answer.rules.structure.error)
     if peak == -torch.inf:
         return (
             "no token may come next: allowed_token_ids, bad_words and min_tokens together rule out all of them; "
             "allow more tokens"
         )
     return None
+
+
+def _no_form(error: str | None) -> str:
+    if error is not None:
+        return f"structured_outputs cannot be followed any further: {error}; make it simpler"
+    return (
+        "no token may come next: what structured_outputs allows is ruled out by allowed_token_ids, bad_words or "
+        "min_tokens, or needs tokens that the model does not have; loosen one of them"
+    )
 
 
 def _describe(logits: torch.Tensor, choices: list[Choice], count: int) -> None:
