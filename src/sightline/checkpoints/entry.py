@@ -136,7 +136,7 @@ def read_bytes(descriptor: int, offset: int, count: int, file: Path) -> torch.Te
     import torch
 
     data = torch.empty(count, dtype=torch.uint8)
-    view = memoryview(data.numpy())
+    view = memoryview(data.numpy())  # type: ignore[arg-type]
     done = 0
     try:
         while done < count:

@@ -9,17 +9,21 @@ A tensor has rows (its first dimension) and columns (all the others together).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from sightline.errors import SightlineError
+
+Name = TypeVar("Name", bound=Hashable)
+Source = TypeVar("Source", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Tile:
     """A rectangle of `source` from (from_row, from_column), which lies at (row, column) of the mosaic."""
 
-    source: str
+    source: Hashable
     row: int
     column: int
     rows: int
@@ -82,7 +86,7 @@ class Mosaic:
         return Mosaic(self.rows, (right - left,), tuple(tile.moved(0, -left) for tile in tiles if tile))
 
 
-def whole(source: str, shape: Sequence[int]) -> Mosaic:
+def whole(source: Hashable, shape: Sequence[int]) -> Mosaic:
     """A tensor as it is."""
     tail = tuple(shape[1:]) if shape else None
     rows = shape[0] if shape else 1
@@ -101,7 +105,9 @@ def stacked(mosaics: Sequence[Mosaic]) -> Mosaic:
     return Mosaic(rows, first.tail, tuple(tiles))
 
 
-def inverted(mosaics: Mapping[str, Mosaic], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Mosaic]:
+def inverted(
+    mosaics: Mapping[Name, Mosaic], shapes: Mapping[Source, tuple[int, ...]]
+) -> dict[Source, Mosaic]:
     """The sources as mosaics of what was made of them.
 
     Where a part was given to several, the first of them is taken.
@@ -112,7 +118,7 @@ def inverted(mosaics: Mapping[str, Mosaic], shapes: Mapping[str, tuple[int, ...]
     Raises:
         SightlineError: a part of a source is in none of the mosaics.
     """
-    found: dict[str, list[Tile]] = {name: [] for name in shapes}
+    found: dict[Hashable, list[Tile]] = {name: [] for name in shapes}
     for name, mosaic in mosaics.items():
         for tile in mosaic.tiles:
             back = Tile(name, tile.from_row, tile.from_column, tile.rows, tile.columns, tile.row, tile.column)
@@ -126,12 +132,12 @@ def inverted(mosaics: Mapping[str, Mosaic], shapes: Mapping[str, tuple[int, ...]
     return result
 
 
-def chained(mosaics: Mapping[str, Mosaic], sources: Mapping[str, Mosaic]) -> dict[str, Mosaic]:
+def chained(mosaics: Mapping[Name, Mosaic], sources: Mapping[Source, Mosaic]) -> dict[Name, Mosaic]:
     """`mosaics` of tensors that are mosaics themselves, as mosaics of what those are made of."""
     return {name: replace(mosaic, tiles=tuple(_through(mosaic, sources))) for name, mosaic in mosaics.items()}
 
 
-def _through(mosaic: Mosaic, sources: Mapping[str, Mosaic]) -> Iterable[Tile]:
+def _through(mosaic: Mosaic, sources: Mapping[Any, Mosaic]) -> Iterable[Tile]:
     for tile in mosaic.tiles:
         top, left = tile.from_row, tile.from_column
         for inner in sources[tile.source].tiles:
@@ -140,7 +146,7 @@ def _through(mosaic: Mosaic, sources: Mapping[str, Mosaic]) -> Iterable[Tile]:
                 yield part.moved(tile.row - top, tile.column - left)
 
 
-def check_whole(name: str, mosaic: Mosaic) -> None:
+def check_whole(name: object, mosaic: Mosaic) -> None:
     """Every number of it comes from exactly one tile.
 
     Raises:
@@ -154,9 +160,9 @@ def check_whole(name: str, mosaic: Mosaic) -> None:
         )
 
 
-def uses(mosaics: Iterable[Mosaic]) -> dict[str, int]:
+def uses(mosaics: Iterable[Mosaic]) -> dict[Hashable, int]:
     """How many numbers of each source are used, in all."""
-    counts: dict[str, int] = {}
+    counts: dict[Hashable, int] = {}
     for mosaic in mosaics:
         for tile in mosaic.tiles:
             counts[tile.source] = counts.get(tile.source, 0) + tile.rows * tile.columns

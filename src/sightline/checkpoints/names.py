@@ -10,6 +10,12 @@ _RULES = (
     (re.compile(r"^(model\.)?language_model\.lm_head\."), "lm_head."),
     (re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.|model\.)"), "text."),
 )
+OLD, NEW = "old", "new"
+# How transformers' generations spell our names in files. Every one reads both.
+_SPELLINGS = {
+    OLD: (("visual.", "visual."), ("text.", "model.")),
+    NEW: (("visual.", "model.visual."), ("text.", "model.language_model.")),
+}
 _WRAPPING = re.compile(r"^(base_model\.model\.)+")
 
 
@@ -25,4 +31,12 @@ def canonical(name: str) -> str:
     for pattern, ours in _RULES:
         if pattern.match(name):
             return pattern.sub(ours, name, count=1)
+    return name
+
+
+def spelled(name: str, style: str) -> str:
+    """A canonical name as files have it: `old` (model.layers, visual) or `new` (model.language_model, model.visual)."""
+    for ours, theirs in _SPELLINGS[style]:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
     return name

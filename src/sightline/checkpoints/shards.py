@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sightline.checkpoints.store import INDEX, SINGLE
+from sightline.checkpoints.writing import Planned
 from sightline.errors import UsageError
 from sightline.files import write_json
 
@@ -26,6 +27,35 @@ def parse_size(size: str | int) -> int:
     if match is None or match[2].upper() not in units or float(match[1]) <= 0:
         raise UsageError(f"{size!r} is not a size; write it like 5GB, 500MB or 2GiB")
     return max(1, int(float(match[1]) * units[match[2].upper()]))
+
+
+def plan_shards(tensors: Iterable[Planned], limit: int) -> dict[str, list[Planned]]:
+    """Files of at most `limit` bytes (a larger tensor has one alone), by the names that they will have."""
+    shards: list[list[Planned]] = [[]]
+    held = 0
+    for tensor in tensors:
+        if shards[-1] and held + tensor.bytes > limit:
+            shards.append([])
+            held = 0
+        shards[-1].append(tensor)
+        held += tensor.bytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {shard_name(index, len(shards)): shard for index, shard in enumerate(shards)}
+
+
+def shard_name(index: int, count: int) -> str:
+    """Hugging Face's name of the `index`-th of `count` shards."""
+    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def write_index(folder: Path, shards: Mapping[str, Sequence[Planned]]) -> None:
+    """The index of several shards; a single file has none."""
+    if list(shards) == [SINGLE]:
+        return
+    total = sum(tensor.bytes for part in shards.values() for tensor in part)
+    places = {tensor.name: name for name, part in shards.items() for tensor in part}
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def write_shards(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], limit: int) -> int:
@@ -59,7 +89,7 @@ def _name_shards(folder: Path, files: list[Path], placed: dict[str, int], total:
     if len(files) == 1:
         files[0].rename(folder / SINGLE)
         return
-    names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
+    names = [shard_name(index, len(files)) for index in range(len(files))]
     for file, name in zip(files, names, strict=True):
         file.rename(folder / name)
     index = {"metadata": {"total_size": total}, "weight_map": {t: names[i] for t, i in placed.items()}}

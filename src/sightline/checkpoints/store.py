@@ -6,13 +6,12 @@ The layout is Hugging Face's: either `model.safetensors`, or shards listed by `m
 from __future__ import annotations
 
 import json
-import os
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.checkpoints.entry import DTYPES, Entry
+from sightline.checkpoints.opened import OpenFiles
 from sightline.errors import SightlineError
 from sightline.files import read_object
 
@@ -34,7 +33,7 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.entries: dict[str, Entry] = {}
-        self._open: dict[Path, int] = {}
+        self._open = OpenFiles()
         index: dict[str, str] | None = None
         if self.path.is_dir() and (self.path / INDEX).is_file():
             index = _read_index(self.path / INDEX)
@@ -82,13 +81,7 @@ class Store:
 
     def descriptor(self, file: Path) -> int:
         """An open file of this store; it stays open until the store is gone."""
-        if file not in self._open:
-            try:
-                self._open[file] = os.open(file, os.O_RDONLY)
-            except OSError as error:
-                raise SightlineError(f"{file} cannot be read: {error.strerror or error}") from error
-            weakref.finalize(self, os.close, self._open[file])
-        return self._open[file]
+        return self._open.descriptor(file)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

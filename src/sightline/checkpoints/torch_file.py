@@ -28,7 +28,7 @@ def read_torch_file(file: Path) -> tuple[Places, dict[tuple[str, ...], Any]]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
-        with FakeTensorMode():
+        with FakeTensorMode(), torch.serialization.safe_globals(_stand_ins(file)):
             content = torch.load(file, weights_only=True, map_location="cpu")
     except OSError as error:
         raise SightlineError(f"{file} cannot be read: {error.strerror or error}") from error
@@ -49,6 +49,21 @@ def read_torch_file(file: Path) -> tuple[Places, dict[tuple[str, ...], Any]]:
         else:
             rest[keys] = value
     return places, rest
+
+
+class _Inert:
+    """Stands for whatever a trainer left in its file beside the weights (arguments, states of generators)."""
+
+    def __init__(self, *given: Any, **named: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def _stand_ins(file: Path) -> list[Any]:
+    """For every class or function that the pickle names and that is not torch's own: none of them is imported."""
+    import torch
+
+    return [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(file)]
 
 
 def _leaves(content: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class Planned:
     shape: tuple[int, ...]
     rows: Rows
     source: tuple[int, Entry] | None = None
+    _digest: list[str] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def entry(self) -> Entry:
@@ -47,6 +48,26 @@ class Planned:
     @property
     def bytes(self) -> int:
         return self.entry.bytes
+
+    def sha256(self) -> str:
+        """Of its bytes; known once it is written to a file of torch.save, else it is made for this."""
+        if not self._digest:
+            found = hashlib.sha256()
+            for data in self.chunks():
+                found.update(data)
+            self._digest.append(found.hexdigest())
+        return self._digest[0]
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Its bytes, a part at a time."""
+        if self.source is not None:
+            yield from _stored(*self.source)
+            return
+        for first, last in row_chunks(self.entry):
+            rows = self.rows(first, last)
+            if rows.numel() != (last - first) * self.entry.columns or name_of(rows.dtype) != self.dtype:
+                raise RuntimeError(f"{self.name} was made as {rows.dtype} of {tuple(rows.shape)}")
+            yield _view(rows)
 
 
 def write_safetensors(file: Path, tensors: Sequence[Planned], advance: Advance = lambda _: None) -> None:
@@ -100,16 +121,8 @@ def write_torch_file(
         raise OSError(f"{error}".splitlines()[0]) from error
     with file.open("r+b") as out:
         for keys, tensor in tensors.items():
-            _fill(out.fileno(), places[keys].offset, tensor, advance)
+            _fill(out.fileno(), places[keys].offset, tensor, advance, hashed=True)
         os.fsync(out.fileno())
-
-
-def digest(tensor: Planned) -> str:
-    """sha256 of a tensor's bytes."""
-    found = hashlib.sha256()
-    for first, last in row_chunks(tensor.entry):
-        found.update(_view(tensor.rows(first, last)))
-    return found.hexdigest()
 
 
 def row_chunks(entry: Entry, most: int = CHUNK) -> list[tuple[int, int]]:
@@ -119,31 +132,26 @@ def row_chunks(entry: Entry, most: int = CHUNK) -> list[tuple[int, int]]:
     return [(first, min(first + step, entry.rows)) for first in range(0, entry.rows, step)]
 
 
-def _fill(descriptor: int, place: int, tensor: Planned, advance: Advance) -> None:
-    if tensor.source is not None:
-        _copy(descriptor, place, tensor, advance)
-        return
-    width = tensor.entry.columns * size_of(tensor.dtype)
-    for first, last in row_chunks(tensor.entry):
-        rows = tensor.rows(first, last)
-        if rows.nbytes != (last - first) * width or name_of(rows.dtype) != tensor.dtype:
-            raise RuntimeError(f"{tensor.name} was made as {rows.dtype} of {tuple(rows.shape)}")
-        _write(descriptor, place + first * width, _view(rows))
-        advance(rows.nbytes)
+def _fill(descriptor: int, place: int, tensor: Planned, advance: Advance, hashed: bool = False) -> None:
+    found = hashlib.sha256()
+    for data in tensor.chunks():
+        _write(descriptor, place, data)
+        if hashed:
+            found.update(data)
+        place += len(data)
+        advance(len(data))
+    if hashed:
+        tensor._digest[:] = [found.hexdigest()]
 
 
-def _copy(descriptor: int, place: int, tensor: Planned, advance: Advance) -> None:
-    assert tensor.source is not None
-    source, entry = tensor.source
+def _stored(source: int, entry: Entry) -> Iterator[memoryview]:
     done = 0
     while done < entry.bytes:
-        count = min(CHUNK, entry.bytes - done)
-        data = os.pread(source, count, entry.offset + done)
+        data = os.pread(source, min(CHUNK, entry.bytes - done), entry.offset + done)
         if not data:
             raise SightlineError(f"{entry.file} was cut off while it was read; download it again")
-        _write(descriptor, place + done, memoryview(data))
+        yield memoryview(data)
         done += len(data)
-        advance(len(data))
 
 
 def _write(descriptor: int, place: int, data: memoryview) -> None:
@@ -155,4 +163,4 @@ def _write(descriptor: int, place: int, data: memoryview) -> None:
 def _view(rows: torch.Tensor) -> memoryview:
     import torch
 
-    return memoryview(rows.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(rows.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
