@@ -106,7 +106,12 @@ def assemble(settings: EngineSettings, model: VisionLanguageModel | None = None)
     ):
         runner.allocate(size.blocks)
     runner.capture(max_num_seqs=settings.max_num_seqs or 1, max_model_len=size.max_model_len)
-    settings = replace(settings, max_model_len=size.max_model_len, block_size=runner.block_size)
+    settings = replace(
+        settings,
+        max_model_len=size.max_model_len,
+        block_size=runner.block_size,
+        kv_cache_memory_bytes=size.blocks * needs.bytes_per_block,
+    )
     core = _core(settings, model, runner, features, size.blocks)
     media = MediaPreparer(
         model.processor,

@@ -239,5 +239,5 @@ def _ended_well(request: Request) -> bool:
 
 def _adapters(sequences: list[Sequence]) -> frozenset[str]:
     # Copied first: the engine's thread may be changing it.
-    names = (sequence.request.adapter for sequence in list(sequences))
-    return frozenset(name for name in names if name is not None)
+    adapted = (sequence.request.adapted for sequence in list(sequences))
+    return frozenset(adapter.info.name for adapter in adapted if adapter is not None)
