@@ -63,9 +63,15 @@ class Plain:
 
 
 def answer_plainly(
-    processor: Processor, folder: Path, conversation: Conversation, tokens: int = TOKENS, **options: Any
+    processor: Processor,
+    folder: Path,
+    conversation: Conversation,
+    tokens: int = TOKENS,
+    *,
+    model: Any = None,
+    **options: Any,
 ) -> Plain:
-    """transformers' own greedy generate, fed with what its processor would give."""
+    """transformers' own greedy generate, fed with what its processor would give; `model` is the folder's by default."""
     encoded = processor.encode(conversation, supervise=False)
     inputs: dict[str, Any] = {
         "input_ids": encoded.input_ids[None],
@@ -85,7 +91,7 @@ def answer_plainly(
         "return_dict_in_generate": True,
     } | options
     with torch.inference_mode():
-        found = plain(folder).generate(**inputs, max_new_tokens=tokens, **options)
+        found = (model or plain(folder)).generate(**inputs, max_new_tokens=tokens, **options)
     best = torch.cat(found.scores).topk(2).values
     prompt = encoded.input_ids.tolist()
     return Plain(prompt, found.sequences[0, len(prompt) :].tolist(), float(best.diff().abs().min()), inputs)
