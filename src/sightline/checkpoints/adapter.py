@@ -37,8 +37,12 @@ _OTHER_METHODS = {
     "ensure_weight_tying": "ensure_weight_tying",
     "lora_bias": "LoRA with a bias (lora_bias)",
 }
+# Those of them that a merge can do, though batches of several adapters cannot.
+_MERGEABLE = ("use_dora", "trainable_token_indices")
 # Ways to start a LoRA that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) change it.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_MAGNITUDE = re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(\.weight)?$")
+_TOKENS = re.compile(r"^(?P<module>.+)\.token_adapter\.trainable_tokens_delta$")
 _PAIR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
 
 
@@ -65,6 +69,8 @@ class Change:
     b: str | None = None
     embedding: bool = False
     scale: float = 1.0
+    magnitude: str | None = None
+    tokens: str | None = None
 
 
 @dataclass
@@ -76,18 +82,21 @@ class Adapter:
     settings: dict[str, Any]
     changes: dict[str, Change] = field(default_factory=dict)
 
+    @property
+    def turned(self) -> bool:
+        """Whether the base stores its linear maps as [in, out]."""
+        return bool(self.settings.get("fan_in_fan_out"))
+
     def changed(self, base: torch.Tensor, name: str) -> torch.Tensor:
         """The tensor `name` of the base with the adapter in it: summed in float32, given in `base.dtype`."""
+        from sightline.checkpoints.update import Part, Update
+
         change = self.changes.get(name)
         if change is None:
             return base
-        weight = base if change.whole is None else self.store.get(change.whole).reshape(base.shape)
-        if change.a is None or change.b is None:
-            return weight.to(base.dtype)
-        delta = self.store.get(change.b).float() @ self.store.get(change.a).float()
-        if change.embedding or self.settings.get("fan_in_fan_out"):
-            delta = delta.T
-        return (weight.float() + change.scale * delta.reshape(base.shape)).to(base.dtype)
+        wide = base.reshape(base.shape[0] if base.shape else 1, -1)
+        update = Update(lambda first, last: wide[first:last], len(wide), [Part(self, change)])
+        return update.rows(0, len(wide)).reshape(base.shape)
 
 
 def base_of(folder: str | Path) -> str:
@@ -127,6 +136,18 @@ def open_adapter(folder: str | Path, base: Shapes) -> Adapter:
     return adapter
 
 
+def check_base(adapter: Adapter, config: dict[str, Any]) -> None:
+    """Whether an adapter says that it was trained on another kind of model.
+
+    Raises:
+        SightlineError: it does; the text names both.
+    """
+    trained = (adapter.settings.get("auto_mapping") or {}).get("base_model_class")
+    kinds = config.get("architectures") or []
+    if trained and kinds and trained not in kinds:
+        raise SightlineError(f"{adapter.folder} was trained on a {trained}, but the base is a {kinds[0]}")
+
+
 def read_settings(folder: str | Path) -> dict[str, Any]:
     """The adapter's adapter_config.json.
 
@@ -149,10 +170,11 @@ def _refuse_other_methods(folder: Path, settings: dict[str, Any]) -> None:
     method = settings.get("peft_type", "LORA")
     if method != "LORA":
         raise SightlineError(
-            f"{folder} is a {method} adapter; merging knows LoRA and rsLoRA, not {method} yet"
+            f"{folder} is a {method} adapter; merging knows LoRA, rsLoRA and DoRA, not {method}"
         )
-    if (words := other_method(settings)) is not None:
-        raise SightlineError(f"{folder} uses {words}, which cannot be merged yet; LoRA and rsLoRA can")
+    mergeable = {key: value for key, value in settings.items() if key not in _MERGEABLE}
+    if (words := other_method(mergeable)) is not None:
+        raise SightlineError(f"{folder} uses {words}, which cannot be merged yet; LoRA, rsLoRA and DoRA can")
     start = settings.get("init_lora_weights")
     if not any(start is plain or start == plain for plain in _PLAIN_STARTS):
         raise SightlineError(
@@ -176,30 +198,60 @@ def _places(base: Shapes) -> dict[str, str]:
 
 
 def _place(adapter: Adapter, name: str, places: dict[str, str], base: Shapes) -> None:
-    pair = _PAIR.match(name)
+    pair, magnitude, tokens = _PAIR.match(name), _MAGNITUDE.match(name), _TOKENS.match(name)
+    found = pair or magnitude or tokens
     # PEFT wraps a layer that it adapts, and may save its weights (embeddings) or biases under `base_layer`.
-    module = pair["module"] if pair else name.replace(".base_layer.", ".")
-    ours = canonical(module + ".weight" if pair else module)
+    module = found["module"] if found else name.replace(".base_layer.", ".")
+    ours = canonical(module.removesuffix(".base_layer") + ".weight" if found else module)
     if ours not in places:
         raise SightlineError(f"{adapter.folder} changes {unwrapped(module)}, which {base.path} does not have")
     target = places[ours]
     known = target if target in base else places["text.embed_tokens.weight"]
     change = adapter.changes.setdefault(target, Change(target, base.shape(known)))
-    if pair is None:
+    if magnitude:
+        change.magnitude = name
+    elif tokens:
+        change.tokens = name
+    elif pair is None:
         change.whole = name
-        return
-    change.embedding = bool(pair["embedding"])
-    if pair["side"] == "A":
-        change.a = name
     else:
-        change.b = name
-    change.scale = _scale(adapter.settings, unwrapped(module), adapter.store, name, pair["side"])
+        change.embedding = bool(pair["embedding"])
+        if pair["side"] == "A":
+            change.a = name
+        else:
+            change.b = name
+        change.scale = _scale(adapter.settings, unwrapped(module), adapter.store, name, pair["side"])
+
+
+def token_ids(adapter: Adapter, change: Change) -> list[int]:
+    """The rows of an embedding that were trained one by one (PEFT's trainable_token_indices).
+
+    Raises:
+        SightlineError: the settings name none for it, or another number than there are.
+    """
+    given = adapter.settings.get("trainable_token_indices")
+    if isinstance(given, dict):
+        module = change.target.removesuffix(".weight")
+        given = next((ids for name, ids in given.items() if module.endswith(name)), None)
+    rows, (count, width) = change.shape[0], adapter.store.shape(change.tokens or "")
+    ids = given if isinstance(given, list) else []
+    if len(ids) != count or len(set(ids)) != count or not all(0 <= token < rows for token in ids):
+        raise SightlineError(
+            f"{adapter.folder} trained {count} single tokens of {change.target}, but trainable_token_indices in "
+            f"its adapter_config.json does not name {count} different ones below {rows}"
+        )
+    if change.shape[1:] != (width,):
+        raise SightlineError(
+            f"{adapter.folder}: tokens of width {width} were trained, but {change.target} of the base is "
+            f"{_words(change.shape)}"
+        )
+    return ids
 
 
 def _scale(settings: dict[str, Any], module: str, store: Store, name: str, side: str) -> float:
     rank = _pattern(settings.get("rank_pattern"), module, settings.get("r", 8))
     alpha = _pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", 8))
-    found = store.shape(name)[0 if side == "A" else -1]
+    found = store.shape(name)[0 if side == "A" else 1]
     if found != rank:
         raise SightlineError(f"{store.path}: {name} has rank {found}, but adapter_config.json says {rank}")
     return float(alpha / math.sqrt(rank)) if settings.get("use_rslora") else float(alpha / rank)
@@ -219,20 +271,39 @@ def _check(adapter: Adapter, change: Change) -> None:
         raise SightlineError(
             f"{adapter.folder}: {change.whole} is {_words(store.shape(change.whole))}, but {place}"
         )
+    if change.tokens is not None:
+        token_ids(adapter, change)
+        if change.a is not None or change.whole is not None:
+            raise SightlineError(
+                f"{adapter.folder} trained {change.target} both by single tokens and as a whole or by LoRA; "
+                "merge it with PEFT"
+            )
     if change.a is None and change.b is None:
+        if change.magnitude is not None:
+            raise SightlineError(f"{adapter.folder}: {change.magnitude} stands alone, A and B are missing")
         return
     if change.a is None or change.b is None:
         half = unwrapped(change.a or change.b or "")
         raise SightlineError(f"{adapter.folder}: {half} stands alone, its other half is missing")
     a, b = store.shape(change.a), store.shape(change.b)
-    if len(a) != 2 or len(b) != 2:
-        raise SightlineError(
-            f"{adapter.folder}: LoRA on a convolution ({change.target}) cannot be merged yet"
-        )
-    turned = change.embedding or adapter.settings.get("fan_in_fan_out")
-    delta = (a[1], b[0]) if turned else (b[0], a[1])
+    if len(a) < 2 or math.prod(b) != b[0] * b[1]:
+        raise SightlineError(f"{adapter.folder}: {change.b} is {_words(b)}, which no LoRA has")
+    if a[0] != b[1]:
+        raise SightlineError(f"{adapter.folder}: {change.a} has rank {a[0]}, but {change.b} has {b[1]}")
+    turned = change.embedding or adapter.turned
+    delta = (a[1], b[0]) if turned else (b[0], *a[1:])
     if not _fits(delta, change.shape):
         raise SightlineError(f"{adapter.folder}: its change is {_words(delta)}, but {place}")
+    if adapter.settings.get("use_dora") and change.magnitude is None:
+        raise SightlineError(
+            f"{adapter.folder} uses DoRA, but has no lora_magnitude_vector for {change.target}"
+        )
+    if change.magnitude is not None:
+        size = math.prod(store.shape(change.magnitude))
+        if size != b[0]:
+            raise SightlineError(
+                f"{adapter.folder}: {change.magnitude} has {size} numbers, but the layer has {b[0]} outputs"
+            )
 
 
 def _fits(shape: tuple[int, ...], place: tuple[int, ...]) -> bool:
@@ -244,8 +315,3 @@ def _fits(shape: tuple[int, ...], place: tuple[int, ...]) -> bool:
 
 def _words(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a number"
-
-
-def pairs(adapter: Adapter) -> Iterator[Change]:
-    """The changes that are low-rank sums."""
-    return (change for change in adapter.changes.values() if change.a is not None)

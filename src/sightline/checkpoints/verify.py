@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.checkpoints.store import read_config
+from sightline.errors import SightlineError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -34,22 +36,75 @@ class Verification:
         return self.moved != 0 and not self.difference < self.moved
 
 
-def verify(base: str | Path, adapter: str | Path, merged: str | Path) -> Verification:
-    """Run base + adapter, the base and the merged model on a fixed input: sixteen token ids, and behind them
+def verify(
+    base: str | Path, adapters: Sequence[str | Path], merged: str | Path, *, weights: Sequence[float]
+) -> Verification:
+    """Run base + adapters, the base and the merged model on a fixed input: sixteen token ids, and behind them
     one small picture if the model sees."""
-    from peft import PeftModel
-
     inputs = trial_inputs(read_config(base))
     # One model at a time: both together may not fit.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of the libraries about one another
-        model = PeftModel.from_pretrained(load_plain(base), str(adapter))
+    model = _adapted(load_plain(base), [Path(folder) for folder in adapters], weights)
     expected = logits_of(model, inputs)
     with model.disable_adapter():
         plain = logits_of(model, inputs)
     del model
     found = logits_of(load_plain(merged), inputs)
     return Verification(float((expected - found).abs().max()), float((expected - plain).abs().max()))
+
+
+def _adapted(base: Any, folders: Sequence[Path], weights: Sequence[float]) -> Any:
+    """The base with adapters on it, by PEFT.
+
+    Raises:
+        SightlineError: PEFT does not place one of their tensors, or cannot compute them so.
+    """
+    from peft import PeftModel
+
+    names = [f"adapter{number}" for number in range(len(folders))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries about one another
+        model = PeftModel.from_pretrained(base, str(folders[0]), adapter_name=names[0])
+        for name, folder in zip(names[1:], folders[1:], strict=True):
+            model.load_adapter(str(folder), adapter_name=name)
+        for name, folder, weight in zip(names, folders, weights, strict=True):
+            _check_placed(model, folder, name)
+            if weight != 1:
+                _weigh(model, folder, name, weight)
+        if len(names) > 1:
+            try:
+                model.base_model.set_adapter(names)
+            except ValueError as error:
+                raise SightlineError(
+                    f"PEFT cannot compute these adapters together ({first_line(error)}), so there is nothing to "
+                    "compare with; leave --verify out"
+                ) from error
+    return model
+
+
+def _check_placed(model: Any, folder: Path, name: str) -> None:
+    """Nothing of the adapter may be left out: the comparison would be with less than it."""
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    tensors = load_peft_weights(str(folder), device="cpu")
+    result = set_peft_model_state_dict(model, tensors, adapter_name=name)
+    if result.unexpected_keys:
+        raise SightlineError(
+            f"PEFT finds no place for {len(result.unexpected_keys)} of the {len(tensors)} tensors of {folder} in this "
+            f"transformers' model, {result.unexpected_keys[0]} among them, so there is nothing to compare with; "
+            "leave --verify out"
+        )
+
+
+def _weigh(model: Any, folder: Path, name: str, weight: float) -> None:
+    if getattr(model.peft_config[name], "modules_to_save", None):
+        raise SightlineError(
+            f"PEFT cannot weigh the modules that {folder} trained whole, so there is nothing to compare with; "
+            "leave --verify out"
+        )
+    for module in model.modules():
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict) and name in scaling:
+            scaling[name] *= weight
 
 
 def load_plain(folder: str | Path) -> Any:
