@@ -14,6 +14,7 @@ from sightline.checkpoints.names import canonical
 from sightline.errors import SightlineError
 from sightline.models.adapters.low_rank import Pair
 from sightline.models.adapters.places import Places
+from sightline.models.families import family_of
 
 _LINEAR = re.compile(r"^text\.layers\.(?P<layer>\d+)\.(self_attn|mlp)\.(?P<name>\w+_proj)\.weight$")
 # How many times `up` of a joined map holds zeros for its neighbours, at most (see `low_rank.side_by_side`).
@@ -84,7 +85,7 @@ def read_adapter(folder: str | Path, places: Places, *, max_rank: int) -> Readin
     if (words := other_method(settings)) is not None:
         raise SightlineError(
             f"{folder} uses {words}, which cannot be computed beside other adapters (LoRA and rsLoRA can); serve it "
-            "alone on its base with adapter=, or a model that PEFT's merge_and_unload made of both"
+            "alone on its base with adapter=, or merge it into its base with sightline merge"
         )
     if settings.get("fan_in_fan_out"):
         raise SightlineError(
@@ -104,7 +105,7 @@ def read_adapter(folder: str | Path, places: Places, *, max_rank: int) -> Readin
         else:
             _refuse(folder, target, change)
     pairs = [change.b for change in adapter.changes.values() if change.b is not None]
-    rank = max((adapter.store.shape(name)[-1] for name in pairs), default=0)
+    rank = max((adapter.store.shape(name)[1] for name in pairs), default=0)
     if rank > max_rank:
         raise SightlineError(
             f"{folder} has rank {rank}, above max_lora_rank {max_rank}; raise that, or merge the adapter into its "
@@ -115,6 +116,11 @@ def read_adapter(folder: str | Path, places: Places, *, max_rank: int) -> Readin
 
 
 def _opened(folder: Path, places: Places, base: object) -> Adapter:
+    """Open an adapter that names `base` as the model that it was made for."""
+    if base and _is_another_family(Path(str(base)), places.path):
+        raise SightlineError(
+            f"the adapter {folder} was made for {base}, a model of another family than {places.path}"
+        )
     try:
         return open_adapter(folder, places)
     except SightlineError as error:
@@ -122,8 +128,17 @@ def _opened(folder: Path, places: Places, base: object) -> Adapter:
         raise SightlineError(f"the adapter does not fit this model{made}: {error}") from error
 
 
+def _is_another_family(named: Path, own: Path) -> bool:
+    """Whether two folders hold models of different families; where the named one is not there, shapes tell."""
+    try:
+        return family_of(named) != family_of(own)
+    except SightlineError:
+        return False
+
+
 def _refuse(folder: Path, target: str, change: Change) -> None:
-    what = "in full" if change.whole is not None else "by LoRA"
+    # PEFT saves an embedding or a head in full beside its LoRA.
+    what = "in full" if change.a is None else "by LoRA"
     module = target.removesuffix(".weight")
     raise SightlineError(
         f"{folder} trained {module} {what}, which cannot be computed beside other adapters; merge it into its base "

@@ -86,12 +86,12 @@ def _fill(tower: Any, reading: Reading, weights: Store, device: torch.device, dt
             continue
         ours = f"visual.{name}"
         change = reading.vision.get(ours)
-        if change is not None and change.whole is not None:
-            value = torch.empty(parameter.shape, device="meta")  # only its shape is asked for
+        if change is not None and change.whole is not None and change.a is None:
+            value = reading.adapter.store.get(change.whole).reshape(parameter.shape)
         else:
             value = _plain(weights, stored[ours])
-        if change is not None:
-            value = reading.adapter.changed(value.float(), change.target)
+            if change is not None:
+                value = reading.adapter.changed(value.float(), change.target)
         value = value.to(dtype)
         reading.check_finite(ours, value)
         owner, _, leaf = name.rpartition(".")
