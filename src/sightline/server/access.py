@@ -10,6 +10,7 @@ import time
 import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse
@@ -98,7 +99,8 @@ class Access:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", record.id.encode())]}
+                added = [(b"x-request-id", record.id.encode()), (b"date", formatdate(usegmt=True).encode())]
+                message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
         try:

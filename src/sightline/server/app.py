@@ -1,46 +1,126 @@
-"""The HTTP application: which routes it has, and how it tells errors."""
+"""The HTTP applications: which routes each port has, what stands before them, and how errors are told."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import Iterable
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import sightline
+from sightline.server import health as health_routes
+from sightline.server.access import Access
+from sightline.server.auth import Auth
+from sightline.server.control import Control, from_no_page, from_this_machine
 from sightline.server.errors import RequestError, error_body
-from sightline.server.gate import Gate
-from sightline.server.openai import chat, models
-from sightline.server.service import Service
+from sightline.server.gate import Gate, Traffic, local_names
+from sightline.server.health import Health
+from sightline.server.metrics import endpoint as metrics
+from sightline.server.mindie import management
+from sightline.server.mindie import routes as mindie
+from sightline.server.openai import chat, completions, info, models, tokenize
+from sightline.server.page.page import page_router
+from sightline.server.settings import ServeSettings
 
 log = logging.getLogger("sightline.server")
 
 
-def create_app(service: Service, *, hosts: frozenset[str] | None = None) -> FastAPI:
-    """The application around a loaded engine. `hosts` are the names it may be called by; None for any."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        service.worker.close()
-
-    app = FastAPI(
-        title="Sightline", version=sightline.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+def create_apps(control: Control, prefixes: Iterable[str]) -> dict[str, FastAPI]:
+    """The application of each port (see `ServeSettings.places`); what has no port of its own is at "", the API's."""
+    apps = {prefix: _new(control.health) for prefix in prefixes}
+    api = apps[""]
+    for router in _api_routers(control):
+        api.include_router(router)
+    own = apps.get("management_")
+    guard = from_this_machine if own is None else from_no_page
+    for router in _management_routers(control):
+        (own or api).include_router(router, dependencies=[Depends(guard)])
+    apps.get("metrics_", api).include_router(
+        metrics.router(
+            control.service,
+            mindie=control.settings.mindie_metrics,
+            turned_away=lambda: dict(control.traffic.turned_away),
+        )
     )
-    app.add_middleware(Gate, most=service.limits.max_open, hosts=hosts)
-    app.state.worker = service.worker
+    return apps
+
+
+def _api_routers(control: Control) -> list[APIRouter]:
+    service = control.service
+    routers = [module.router(service) for module in (chat, completions, models, tokenize, info)]
+    routers.append(mindie.router(service, full_text=control.settings.full_text))
+    return [*routers, page_router()] if control.settings.page else routers
+
+
+def _management_routers(control: Control) -> list[APIRouter]:
+    stopping = lambda: control.health.state == "draining"  # noqa: E731
+    return [management.router(control.service, stop=control.stop, is_stopping=stopping)]
+
+
+def loading_app(health: Health) -> FastAPI:
+    """What answers until the model is loaded: the health endpoints, and 503 to everything else."""
+    app = _new(health)
+
+    @app.api_route("/{path:path}", methods=["GET", "HEAD", "POST"], include_in_schema=False)
+    async def not_yet(path: str) -> Response:
+        raise RequestError(health.reason, status=503)
+
+    return app
+
+
+class Front:
+    """The application that a port shows at the moment."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+def guarded(
+    app: ASGIApp,
+    settings: ServeSettings,
+    health: Health,
+    traffic: Traffic,
+    *,
+    host: str,
+    digests: list[bytes],
+    most: int,
+) -> ASGIApp:
+    """Everything that stands before an application, from the log of requests inwards.
+
+    Args:
+        host: what the port is bound to.
+        digests: of the API keys.
+        most: requests that may be open.
+    """
+    hosts = frozenset(name.lower() for name in settings.allowed_hosts) or local_names(host)
+    origins = frozenset(settings.cors_origin)
+    closed = lambda: health.state == "draining"  # noqa: E731
+    inner: ASGIApp = Gate(app, most, hosts, origins=origins, traffic=traffic, closed=closed)
+    inner = Auth(inner, digests)
+    if origins:
+        # Outside of the keys: a browser asks for leave without them, and must be let read a 401.
+        inner = CORSMiddleware(
+            inner,
+            allow_origins=sorted(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id"],
+        )
+    return Access(inner, lines=settings.access_log, texts=settings.log_prompts)
+
+
+def _new(health: Health) -> FastAPI:
+    app = FastAPI(title="Sightline", version=sightline.__version__, docs_url=None, redoc_url=None)
+    app.include_router(health_routes.router(health))
     _handle_errors(app)
-
-    @app.get("/health")
-    async def health() -> Response:
-        return Response(status_code=200 if service.worker.alive else 503)
-
-    for dialect in (chat, models):
-        app.include_router(dialect.router(service))
     return app
 
 

@@ -14,7 +14,7 @@ from sightline.server.health import is_health_path
 
 
 class Auth:
-    """ASGI middleware that asks for one of several keys: a Bearer token, or x-api-key as Anthropic's clients send it."""
+    """ASGI middleware that asks for one of several keys: a Bearer token, or Anthropic's x-api-key."""
 
     def __init__(self, app: ASGIApp, digests: Sequence[bytes]) -> None:
         """`digests` are SHA-256 of the keys: of equal length, so that comparing tells nothing of a key's own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,10 +19,11 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class Traffic:
-    """How many requests are open behind a gate."""
+    """How many requests are open behind a gate, and how many were turned away there, by reason."""
 
     def __init__(self) -> None:
         self.open = 0
+        self.turned_away: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -74,6 +76,7 @@ class Gate:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if not self._is_welcome(headers):
+            self._traffic.turned_away["foreign"] += 1
             refusal = _refusal("this server does not answer other web sites' pages", 403)
             await refusal(scope, receive, send)
             return
@@ -81,9 +84,11 @@ class Gate:
             await self._app(scope, receive, send)
             return
         if self._closed():
+            self._traffic.turned_away["stopping"] += 1
             await _refusal(STOPPING, 503, {"retry-after": RETRY_AFTER})(scope, receive, send)
             return
         if self._traffic.open >= self._most:
+            self._traffic.turned_away["full"] += 1
             message = f"{self._most} requests are waiting already; try again later"
             await _refusal(message, 503, {"retry-after": RETRY_AFTER})(scope, receive, send)
             return

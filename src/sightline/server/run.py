@@ -2,79 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import errno
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import uvicorn
-from fastapi import FastAPI
-
 from sightline.engine.llm import LLM
-from sightline.errors import SightlineError, UsageError
-from sightline.server.app import create_app
-from sightline.server.gate import local_names
+from sightline.errors import SightlineError
+from sightline.server.lifecycle import Lifecycle, Listener, leave
 from sightline.server.limits import Limits
-from sightline.server.service import Service
+from sightline.server.listen import Address, bind
+from sightline.server.settings import ServeSettings
+from sightline.server.tls import context_of
 
-_GRACE = 5  # seconds that running requests have to finish after a signal
+__all__ = ["Address", "bind", "serve", "serve_in_background"]
 
-
-@dataclass(frozen=True)
-class Address:
-    """Where a server listens, and what its model is called. `url` is the base that OpenAI's clients want."""
-
-    host: str
-    port: int
-    model: str
-
-    @property
-    def root(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"{self.root}/v1"
+# An engine ends between two steps; one that has not after this long is stuck in one.
+_CLOSE_SECONDS = 10.0
 
 
 def serve(
-    model: str | Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    served_model_name: str | None = None,
-    on_ready: Callable[[Address], None] | None = None,
-    **llm_options: Any,
+    settings: ServeSettings | str | Path, *, on_ready: Callable[[dict[str, Address]], None] | None = None
 ) -> None:
-    """Load a model and serve it until SIGINT or SIGTERM. Port 0 takes a free one.
+    """Load a model and serve it until SIGINT or SIGTERM; the first ends it in good order, a second at once.
+
+    Args:
+        settings: or the model's folder, for the defaults of everything else.
+        on_ready: called with the address of each port, by the prefixes of `ServeSettings.places`.
 
     Raises:
-        SightlineError: the port is taken, or the model cannot be loaded.
+        SightlineError: a port is taken, the model cannot be loaded, or the engine died.
+        UsageError: a setting does not suit the model, or TLS files or keys cannot be used.
     """
-    # Before the model, so that a taken port is known at once.
-    listener = bind(host, port)
-    try:
-        llm = LLM(model, **llm_options)
-        names = model_names(model, served_model_name)
-        address = Address(host, listener.getsockname()[1], names[0])
-        server = _Server(
-            create_app(Service(llm, names), hosts=local_names(host)),
-            lambda: on_ready(address) if on_ready else None,
-        )
-        with contextlib.closing(llm):
-            server.run(sockets=[listener])
-    except OSError as error:
-        # Another process may bind the same port while this one loads its model; only one can listen.
-        raise _bind_error(error, host, port) from error
-    finally:
-        listener.close()
+    chosen = settings if isinstance(settings, ServeSettings) else ServeSettings(model=str(settings))
+    with listening(chosen) as listeners:
+        lifecycle = Lifecycle(chosen, listeners, ends_with_engine=True)
+        with lifecycle.signals():
+            asyncio.run(lifecycle.run(lambda: _load(chosen), on_ready or (lambda addresses: None)))
+    if lifecycle.llm is None:
+        leave(0)  # the model is still being loaded, and nothing can interrupt that
+    elif not _close(lifecycle.llm):
+        error = lifecycle.failure or SightlineError("the engine is stuck in a step and was left behind")
+        _leave_with(error)
+    if lifecycle.failure is not None:
+        raise lifecycle.failure
 
 
 @contextlib.contextmanager
@@ -85,6 +59,7 @@ def serve_in_background(
     port: int = 0,
     served_model_name: str | None = None,
     limits: Limits | None = None,
+    settings: dict[str, Any] | None = None,
     **llm_options: Any,
 ) -> Iterator[Address]:
     """Serve a model (a loaded engine, or a folder) from a thread while the block runs.
@@ -92,111 +67,90 @@ def serve_in_background(
     with serve_in_background("merged") as address:
         client = openai.OpenAI(base_url=address.url, api_key="none")
 
+    Args:
+        settings: further fields of `ServeSettings`, such as api_key; not those of the engine.
+        llm_options: arguments of `LLM`.
+
     Raises:
         SightlineError: as `serve`, or the server does not start.
     """
-    listener = bind(host, port)
     with contextlib.ExitStack() as stack:
-        stack.callback(listener.close)
+        folder = model.model.folder if isinstance(model, LLM) else model
+        chosen = ServeSettings(
+            model=str(folder), host=host, port=port, served_model_name=served_model_name, **(settings or {})
+        )
+        listeners = stack.enter_context(listening(chosen))
         llm = model if isinstance(model, LLM) else LLM(model, **llm_options)
         if llm is not model:
             stack.callback(llm.close)
-        names = model_names(llm.model.folder, served_model_name)
-        service = Service(llm, names, limits=limits)
-        ready = threading.Event()
-        server = _Server(create_app(service, hosts=local_names(host)), ready.set)
-        thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
-        thread.start()
-        while not ready.wait(0.1):
-            if not thread.is_alive():
-                raise SightlineError("the server stopped while it started; its log above says why")
+        yield stack.enter_context(_running(Lifecycle(chosen, listeners, limits=limits), llm))
+
+
+@contextlib.contextmanager
+def _running(lifecycle: Lifecycle, llm: LLM) -> Iterator[Address]:
+    """The server in a thread; it ends without waiting for the requests that still run."""
+    found: dict[str, Address] = {}
+    settled = threading.Event()
+    errors: list[BaseException] = []
+
+    def ready(addresses: dict[str, Address]) -> None:
+        found.update(addresses)
+        settled.set()
+
+    def run() -> None:
         try:
-            yield Address(host, listener.getsockname()[1], names[0])
+            asyncio.run(lifecycle.run(lambda: llm, ready))
+        except BaseException as error:
+            errors.append(error)
         finally:
-            server.stop(grace=0)
-            thread.join()
+            settled.set()
+
+    thread = threading.Thread(target=run, name="server", daemon=True)
+    thread.start()
+    settled.wait()
+    if errors:
+        raise errors[0]
+    if not found:
+        raise SightlineError("the server stopped while it started")
+    try:
+        yield found[""]
+    finally:
+        lifecycle.stop(force=True)
+        thread.join()
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Take a port without listening on it yet.
+@contextlib.contextmanager
+def listening(settings: ServeSettings) -> Iterator[dict[str, Listener]]:
+    """Every port of the settings, taken for as long as the block runs, with its TLS checked.
 
     Raises:
-        UsageError: no such host or port. SightlineError: the port is taken or not allowed.
+        SightlineError: a port is taken. UsageError: an address or a file of TLS cannot be used.
     """
-    if not 0 <= port <= 65535:
-        raise UsageError(f"--port must be between 0 and 65535, not {port}")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    taken = socket.socket(family, socket.SOCK_STREAM)
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        taken.bind((host, port))
-    except OSError as error:
-        taken.close()
-        raise _bind_error(error, host, port) from error
-    return taken
+    contexts = {prefix: context_of(settings.tls(prefix)) for prefix in settings.places()}
+    with contextlib.ExitStack() as stack:
+        listeners: dict[str, Listener] = {}
+        for prefix, (host, port) in settings.places().items():
+            taken: socket.socket = bind(host, port, prefix)
+            stack.callback(taken.close)
+            listeners[prefix] = Listener(taken, host, contexts[prefix])
+        yield listeners
 
 
-def _bind_error(error: OSError, host: str, port: int) -> SightlineError:
-    if error.errno == errno.EADDRINUSE:
-        return SightlineError(
-            f"port {port} on {host} is in use; choose another with --port (0 takes a free one)"
-        )
-    if error.errno == errno.EACCES:
-        return SightlineError(f"port {port} needs more rights; choose one from 1024 with --port")
-    return UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}; see --host and --port")
+def _load(settings: ServeSettings) -> LLM:
+    return LLM(**settings.engine_arguments())
 
 
-def model_names(model: str | Path, served: str | None) -> list[str]:
-    """What clients may call the model: the given name, or the folder's name and its path as given."""
-    if served:
-        return [served]
-    return list(dict.fromkeys([Path(model).resolve().name, str(model)]))
+def _close(llm: LLM) -> bool:
+    """End the engine; whether it ended in time."""
+    thread = threading.Thread(target=llm.close, name="close", daemon=True)
+    thread.start()
+    thread.join(_CLOSE_SECONDS)
+    return not thread.is_alive()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that says when it listens, and that ends with code 0 on SIGINT and SIGTERM."""
+def _leave_with(error: SightlineError) -> None:
+    """As raising would end the process, but for a thread that waits for ever."""
+    from sightline.progress import note
 
-    def __init__(self, app: FastAPI, on_ready: Callable[[], None]) -> None:
-        # Requests end by themselves when the engine lets go of them; uvicorn's own limit is for a client that
-        # does not read what it is sent.
-        limit = 2 * _GRACE
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=limit,
-            )
-        )
-        self._end_requests: Callable[[], None] = app.state.worker.close
-        self._on_ready = on_ready
-
-    def stop(self, grace: float) -> None:
-        """Take no more requests, and end the running ones after `grace` seconds."""
-        self.should_exit = True
-        timer = threading.Timer(grace, self._end_requests)
-        timer.daemon = True
-        timer.start()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._on_ready()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        # uvicorn raises the signal again after the shutdown, which would make the exit code 130 or 143.
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        # A second signal does not wait for running requests.
-        self.stop(grace=0 if self.should_exit else _GRACE)
+    note(f"error: {error}")
+    leave(error.exit_code)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from sightline.server.settings import ServeSettings, all_options, is_secret, other_names
 
+_ENDLESS = 2**60
 _RANGES = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
 
 
@@ -69,6 +70,8 @@ def range_of(name: str) -> str:
             *getattr(part, "__metadata__", ()),
         ]
     if "ge" in bounds and "le" in bounds:
+        if bounds["le"] > _ENDLESS:
+            return ""
         if bounds["ge"] == bounds["le"]:
             return str(bounds["ge"])
         return f"between {bounds['ge']} and {bounds['le']}"
