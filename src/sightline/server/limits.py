@@ -22,6 +22,7 @@ class Limits:
         max_prompt_chars: characters of all texts of a request, refused before they are tokenised.
         max_prompt_tokens: None is what the model's length leaves.
         max_tokens: of an answer; None is what the model's length leaves.
+        max_iter_times: MindIE's: answers in its dialect are cut to it; None is max_tokens.
         max_n: answers to one prompt; max_prompts: prompts of one completion request.
         max_logprobs: most likely tokens that are told beside each one.
         max_stops, max_stop_length, max_stop_ids, max_biases, max_bad_words: each is looked at for every token.
@@ -37,6 +38,7 @@ class Limits:
     max_prompt_chars: int = 4 * 2**20
     max_prompt_tokens: int | None = None
     max_tokens: int | None = None
+    max_iter_times: int | None = None
     max_n: int = 16
     max_prompts: int = 64
     max_logprobs: int = 20

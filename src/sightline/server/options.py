@@ -262,8 +262,8 @@ class LimitOptions(_Group):
         None, "Tokens of a prompt; without it, what max_model_len leaves.", ge=1
     )
     max_tokens: int | None = option(None, "Tokens of an answer; without it, what max_model_len leaves.", ge=1)
-    default_max_tokens: int | None = option(
-        None, "Tokens of an answer of MindIE's dialect whose request names no number; without it 512.", ge=1
+    max_iter_times: int | None = option(
+        None, "Answers in MindIE's dialect are cut to so many tokens; without it, to max_tokens.", ge=1
     )
     max_n: int = option(16, "Answers to one prompt.", ge=1)
     max_prompts: int = option(64, "Prompts of one completion request.", ge=1)

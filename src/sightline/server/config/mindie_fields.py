@@ -184,7 +184,7 @@ FIELDS: tuple[Field, ...] = (
     Field(f"{C}cacheBlockSize", "block_size", "", "whole", 1, 128),
     Field(f"{C}maxPrefillTokens", "max_num_batched_tokens", "", "whole", 1, 512000),
     Field(f"{C}maxBatchSize", "max_num_seqs", "", "whole", 1, 819200),
-    Field(f"{C}maxIterTimes", "default_max_tokens", "for requests of MindIE's dialect", "whole", 1, 4194304),
+    Field(f"{C}maxIterTimes", "max_iter_times", "for requests of MindIE's dialect", "whole", 1, 4194304),
     Field(f"{C}maxN", "max_n", "", "whole", 1, 1024),
     Field(f"{C}enablePrefixCache", "prefix_caching", "", "truth"),
     Field(f"{C}maxPrefillBatchSize", None, "steps are bounded by tokens (maxPrefillTokens)", "whole", 1),

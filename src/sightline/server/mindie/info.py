@@ -19,7 +19,7 @@ def cache_gib(llm: LLM) -> float:
 
 def most_tokens(service: Service) -> int:
     """Longest answer; MindIE's maxIterTimes."""
-    return service.limits.max_tokens or service.llm.max_model_len
+    return service.limits.max_iter_times or service.limits.max_tokens or service.llm.max_model_len
 
 
 def most_prompt_tokens(service: Service) -> int:

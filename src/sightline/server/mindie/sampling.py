@@ -49,7 +49,7 @@ def sampling_of(
     asks = any(name in values for name in ("temperature", "top_k", "top_p"))
     if not values.get("do_sample", asks or defaults != SamplingParams()):
         given["temperature"] = 0.0
-    given["max_tokens"] = _capped(tokens, limits.max_tokens)
+    given["max_tokens"] = _capped(tokens, limits.max_iter_times or limits.max_tokens)
     _check_limits(given, n, limits, prefix)
     try:
         return replace(defaults, **given, n=n, logprobs=0 if scored else None)
