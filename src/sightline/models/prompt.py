@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,12 +99,21 @@ class PromptBuilder:
             return self._tokenise(segments, counts)
         return self._expand(prompt, False, counts)
 
-    def render(self, messages: list[Message], *, generate: bool = False) -> str:
-        """The chat template's text, with one placeholder a medium."""
+    def render(
+        self,
+        messages: list[Message],
+        *,
+        generate: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The chat template's text, with one placeholder a medium; `variables` are the template's own."""
         plain = [_template_message(message) for message in messages]
+        own = variables or {}
         try:
             return str(
-                self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generate)
+                self.tokenizer.apply_chat_template(
+                    plain, tokenize=False, add_generation_prompt=generate, **own
+                )
             )
         except Exception as error:
             # Templates are programs of the checkpoint: whatever they raise is a fault of template or conversation.
