@@ -92,8 +92,6 @@ class Answer:
         if self.params.logprobs is not None:
             self._note(choice)
         self._see(choice.token)
-        if not self.finished and self.rules.structure is not None:
-            self._see_structure(self.rules.structure)
         return not self.finished
 
     def finish(self, reason: str, stop: int | str | None = None) -> None:
@@ -109,15 +107,14 @@ class Answer:
         stop = self._add(token)
         if stop is not None:
             self.finish("stop", stop)
-        elif len(self._output.token_ids) >= self._limit:
-            self.finish("length")
-
-    def _see_structure(self, structure: Matcher) -> None:
-        if structure.astray:  # it was allowed a moment ago, so this is never seen; free text would be worse
+        elif self.rules.structure is not None and self.rules.structure.astray:
+            # It was allowed a moment ago, so this is never seen; to go on as free text would be worse.
             self.error = "the answer left the form that structured_outputs asks for; make that simpler"
             self.finish("error")
-        elif structure.complete:
+        elif self.rules.structure is not None and self.rules.structure.complete:
             self.finish("stop")
+        elif len(self._output.token_ids) >= self._limit:
+            self.finish("length")
 
     def _add(self, token: int) -> str | None:
         if not self.params.detokenize:

@@ -65,7 +65,8 @@ def grammar_of(source: dict[str, Any]) -> str:
         # Its strings are JSON's.
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
-    schema = '{"type":"object"}' if kind == "json_object" else value
+    # Options are taken for an object alone, so that what allows all is written as one.
+    schema = '{"type":"object"}' if kind == "json_object" else "{}" if value == "true" else value
     return LLMatcher.grammar_from_json_schema(schema, overrides=source["whitespace"])
 
 
@@ -89,10 +90,10 @@ def error_of(machine: Any) -> str | None:
 
 def _lark(text: str) -> str:
     """A grammar in Lark's form: as it is, or converted from GBNF, whose rules are written `name ::= ...`."""
-    if "::=" not in _without_strings(text):
-        if re.search(r"(?m)^\s*start\s*[:(\[]", text) is None:
-            raise ValueError("it has neither a rule start: as Lark's form wants, nor root ::= as GBNF wants")
+    if re.search(r"(?m)^\s*(%llguidance\b|start\b[^:\n]*:(?!:=))", text):
         return text
+    if "::=" not in text:
+        raise ValueError("it has neither a rule start: as Lark's form wants, nor root ::= as GBNF wants")
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
     try:
@@ -101,7 +102,3 @@ def _lark(text: str) -> str:
         raise ValueError("its brackets are nested too deep") from None
     except Exception as error:  # the converter has no error of its own for all that can be wrong
         raise ValueError(words_of(str(error) or "it is no GBNF")) from None
-
-
-def _without_strings(text: str) -> str:
-    return re.sub(r'"(?:[^"\\\n]|\\.)*"', '""', text)

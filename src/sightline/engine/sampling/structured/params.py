@@ -71,7 +71,7 @@ class StructuredOutputsParams:
             raise ParameterError(NAME, f"needs exactly one of {', '.join(KINDS)}, but {found}")
         if self.json is not None:
             object.__setattr__(self, "json", _schema(self.json))
-        if self.json_object not in (None, True):
+        if self.json_object is not None and self.json_object is not True:
             raise _fault("json_object", f"must be True or False, not {self.json_object!r}")
         if self.choice is not None:
             object.__setattr__(self, "choice", _choices(self.choice))
@@ -177,7 +177,7 @@ def _check_schema(schema: Any) -> None:
     stack = [(schema, 1, False)]
     while stack:
         value, depth, data = stack.pop()
-        if depth > MOST_NESTING:
+        if depth > MOST_NESTING and isinstance(value, (Mapping, list, tuple)):
             raise _too_deep()
         if isinstance(value, Mapping):
             reference = value.get("$ref")
