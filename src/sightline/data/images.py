@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from PIL import ExifTags, ImageFile, UnidentifiedImageError
 from PIL import Image as Pillow
 
+from sightline.data.claims import check_claims
 from sightline.data.media import (
     DEFAULT,
     IMAGE_FORMATS,
@@ -61,7 +62,7 @@ def open_image(source: Source, budget: Budget = DEFAULT) -> Pillow.Image:
     Raises:
         MediaError: as `image_size`, or truncated or damaged pixels.
     """
-    with _header(source, budget) as (picture, orientation), _readable(source):
+    with _header(source, budget, pixels=True) as (picture, orientation), _readable(source):
         # Another library may have told Pillow to fill truncated pictures up with grey.
         if ImageFile.LOAD_TRUNCATED_IMAGES and not _ends_well(source, budget):
             raise MediaError(f"{describe(source)} is truncated or damaged; replace the file", "truncated")
@@ -105,7 +106,7 @@ def _tiff_strips_end(picture: Pillow.Image) -> int:
 
 
 @contextmanager
-def _header(source: Source, budget: Budget) -> Iterator[tuple[Pillow.Image, int]]:
+def _header(source: Source, budget: Budget, *, pixels: bool = False) -> Iterator[tuple[Pillow.Image, int]]:
     """Open without decoding; give the picture and its Exif orientation (1 to 8)."""
     if isinstance(source, Pillow.Image):
         _check_pixels(source, source.size, budget)
@@ -117,9 +118,13 @@ def _header(source: Source, budget: Budget) -> Iterator[tuple[Pillow.Image, int]
     with opened(source, budget) as file:
         head = file.read(64)
         file.seek(0)
+        check_claims(source, file, sniff(head), budget)
+        if pixels:
+            check_claims(source, file, sniff(head), budget, pixels=True)
         with _readable(source, head):
             picture = Pillow.open(file, formats=_FORMATS)
             _check_pixels(source, picture.size, budget)
+            _check_tiles(source, picture, budget)
             if picture.format == "PNG":
                 _find_late_exif(picture, file)
             orientation = _orientation(picture)
@@ -196,6 +201,18 @@ def _check_pixels(source: Source, size: tuple[int, int], budget: Budget) -> None
         raise MediaError(
             f"{describe(source)} is {width}x{height} pixels, more than the "
             f"{budget.max_pixels:,} allowed; scale it down",
+            "too-large",
+        )
+
+
+def _check_tiles(source: Source, picture: Pillow.Image, budget: Budget) -> None:
+    """A tile of a TIFF is decoded whole, however little of it the picture shows."""
+    tags = getattr(picture, "tag_v2", {})
+    width, height = tags.get(322, 1), tags.get(323, 1)
+    if isinstance(width, int) and isinstance(height, int) and width * height > budget.max_pixels:
+        raise MediaError(
+            f"{describe(source)} has tiles of {width}x{height} pixels, more than the "
+            f"{budget.max_pixels:,} allowed; save it with smaller ones",
             "too-large",
         )
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from sightline.data.claims import check_claims
 from sightline.data.conversation import Source
 from sightline.data.media import VIDEO_FORMATS, VIDEO_KINDS, Budget, MediaError, describe, opened, sniff
 from sightline.data.structure import mp4_rotation
 
+_PROTOCOLS = "none"  # those by which a demuxer may open something else
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,asf,matroska,webm"
 
 
@@ -30,11 +32,15 @@ class VideoHeader:
     duration: float
 
 
-def decoded(source: Source, container: Any, stream: Any, header: VideoHeader) -> Iterator[tuple[Any, float]]:
+def decoded(
+    source: Source, container: Any, stream: Any, header: VideoHeader, budget: Budget
+) -> Iterator[tuple[Any, float]]:
     """Every frame in showing order with its time in seconds from the first."""
     import av
 
     stream.thread_type = "AUTO"
+    # Streams may change their size on the way; the decoder refuses what the header would not have got away with.
+    stream.codec_context.options = {"max_pixels": str(budget.max_pixels)}
     start = None
     try:
         for number, frame in enumerate(container.decode(stream)):
@@ -52,9 +58,10 @@ def container_of(source: Source, budget: Budget) -> Iterator[tuple[Any, Any]]:
 
     with opened(bytes_of(source), budget) as file:
         found = sniff(file.read(64))
+        check_claims(source, file, found, budget)
         file.seek(0)
         try:
-            container = av.open(file, metadata_errors="replace", options={"format_whitelist": _DEMUXERS})
+            container = av.open(file, metadata_errors="replace", options=_options(budget))
         except (av.FFmpegError, ValueError, UnicodeError) as error:
             raise _not_opened(source, found) from error
         with container:
@@ -65,6 +72,16 @@ def container_of(source: Source, budget: Budget) -> Iterator[tuple[Any, Any]]:
                     "unsupported",
                 )
             yield container, stream
+
+
+def _options(budget: Budget) -> dict[str, str]:
+    return {
+        "format_whitelist": _DEMUXERS,
+        "protocol_whitelist": _PROTOCOLS,
+        # FFmpeg decodes a frame to learn what the header leaves open. Somewhat too large ones are let through
+        # here, so that `header_of` can say how large they are.
+        "max_pixels": str(max(4 * budget.max_pixels, 2**22)),
+    }
 
 
 def bytes_of(source: Source | tuple[Source, ...]) -> str | bytes:
@@ -89,7 +106,7 @@ def header_of(source: Source, container: Any, budget: Budget) -> VideoHeader:
     width, height = stream.codec_context.width, stream.codec_context.height
     if width < 1 or height < 1:
         raise cut_off(source)
-    frames = stream.frames or _count_packets(source, container, stream)
+    frames = stream.frames or _count_packets(source, container, stream, budget)
     if frames < 1:
         raise MediaError(f"{describe(source)} has no frames; replace the file", "truncated")
     seconds = _seconds(container, stream)
@@ -108,11 +125,15 @@ def _rotated(source: Source, header: VideoHeader, container: Any, budget: Budget
     return replace(header, width=header.height, height=header.width) if sideways else header
 
 
-def _count_packets(source: Source, container: Any, stream: Any) -> int:
+def _count_packets(source: Source, container: Any, stream: Any, budget: Budget) -> int:
     import av
 
+    count = 0
     try:
-        count = sum(1 for packet in container.demux(stream) if packet.size)
+        for packet in container.demux(stream):
+            count += packet.size > 0
+            if count > budget.max_frames:
+                break
         container.seek(0)
     except av.FFmpegError as error:
         raise cut_off(source) from error

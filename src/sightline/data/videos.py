@@ -7,7 +7,7 @@ a temporal patch holds two. They are spread evenly from the first frame to the l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +48,14 @@ class Frames:
 class VideoPlan:
     """What `load_video` will give, known from the header: the size in pixels and the time of each frame.
 
-    The times are exact for clips of constant frame rate.
+    The times are exact for clips of constant frame rate. `decoded` is how many frames have to be decoded for it.
     """
 
     width: int
     height: int
     timestamps: list[float]
     sampled_fps: float
+    decoded: int
 
 
 def sample_count(
@@ -110,7 +111,7 @@ def verify_video(
             raise cut_off(clip.source)
     if decode:
         with container_of(clip.source, budget) as (container, stream):
-            frames = sum(1 for _ in decoded(clip.source, container, stream, header))
+            frames = sum(1 for _ in decoded(clip.source, container, stream, header, budget))
         if frames < header.frames * _ENOUGH:
             raise cut_off(clip.source)
     return header
@@ -135,11 +136,11 @@ def plan_video(
         width, height = image_size(clip.source[0], budget)
         rate = clip.fps or fps
         indices, sampled = _picture_indices(len(clip.source), rate, most)
-        return VideoPlan(width, height, [index / rate for index in indices], sampled)
+        return VideoPlan(width, height, [index / rate for index in indices], sampled, len(indices))
     header = video_header(clip, budget)
     count = sample_count(header, fps=clip.fps or fps, max_frames=most, min_frames=min_frames)
     times = [index / header.fps for index in sample_indices(header.frames, count)]
-    return VideoPlan(header.width, header.height, times, count / header.frames * header.fps)
+    return VideoPlan(header.width, header.height, times, count / header.frames * header.fps, header.frames)
 
 
 def load_video(
@@ -169,7 +170,8 @@ def load_video(
         if transform is None:
             _check_kept(clip.source, count, header, budget)
         indices = sample_indices(header.frames, count)
-        kept = _keep(clip.source, container, stream, header, indices, transform)
+        frames = decoded(clip.source, container, stream, header, budget)
+        kept = _keep(clip.source, frames, header, indices, transform)
     images, times = [], []
     for index in indices:
         picture, time = kept[index]
@@ -180,8 +182,7 @@ def load_video(
 
 def _keep(
     source: Source,
-    container: Any,
-    stream: Any,
+    frames: Iterator[tuple[Any, float]],
     header: VideoHeader,
     indices: list[int],
     transform: Transform | None,
@@ -191,7 +192,7 @@ def _keep(
     kept: dict[int, tuple[PIL.Image.Image, float]] = {}
     tail = max(int(header.frames * _ENOUGH), 1) - 1
     number, last, last_time = -1, None, 0.0
-    for number, (frame, time) in enumerate(decoded(source, container, stream, header)):
+    for number, (frame, time) in enumerate(frames):
         if number in wanted:
             kept[number] = (_picture(frame, transform), time)
         if number >= tail:

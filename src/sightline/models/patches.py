@@ -7,7 +7,7 @@ cut into patches (`patch_medium`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ class Layout:
         tokens: its vision tokens.
         times: seconds at which each temporal patch of a clip is announced.
         seconds_per_patch: between a clip's temporal patches.
+        pixels: that have to be decoded for it, where it was planned from a header; 0 where it was decoded already.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Layout:
     tokens: int
     times: tuple[float, ...] = ()
     seconds_per_patch: float = 0.0
+    pixels: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,12 @@ def plan_medium(spec: VisionSpec, medium: Image | Video, budget: Budget = DEFAUL
     from sightline.data.videos import plan_video
 
     if isinstance(medium, Image):
-        return _still(spec, image_grid(spec, *image_size(medium.source, budget), medium))
+        width, height = image_size(medium.source, budget)
+        return replace(_still(spec, image_grid(spec, width, height, medium)), pixels=width * height)
     plan = plan_video(medium, **_sampling(spec), budget=budget)
     grid = video_grid(spec, len(plan.timestamps), plan.width, plan.height, medium)
-    return _clip(spec, grid, plan.timestamps, plan.sampled_fps)
+    layout = _clip(spec, grid, plan.timestamps, plan.sampled_fps)
+    return replace(layout, pixels=plan.decoded * plan.width * plan.height)
 
 
 def open_medium(spec: VisionSpec, medium: Image | Video, budget: Budget = DEFAULT) -> Any:

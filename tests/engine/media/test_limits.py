@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.data.conversation import Conversation, Image, Message, Video
+from sightline.data.media import Budget, MediaError
 from sightline.data.vision import image_grid, tokens, video_grid
 from sightline.data.vision_spec import _DEFAULTS, VisionSpec
 from sightline.engine.inputs import Prompt
-from sightline.engine.media.limits import MediaLimit, MediaLimits
+from sightline.engine.media.limits import MediaLimit, MediaLimits, check_pixels
 from sightline.errors import UsageError
 from sightline.models.patches import Layout
 
@@ -110,3 +111,13 @@ def test_nothing_within_the_pixel_limits_exceeds_the_largest(
     assert tokens(spec, image_grid(spec, width, height)) <= limits.largest_image_tokens(spec)
     grid = video_grid(spec, -(-frames // 2) * 2, width, height)
     assert tokens(spec, grid) <= limits.largest_video_tokens(spec)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("image", "images have 11 pixels"), ("video", "videos have 11 pixels")]
+)
+def test_what_a_prompt_makes_us_decode_is_bounded_by_kind(kind: str, words: str) -> None:
+    budget = Budget(max_total_pixels=10, max_clip_pixels=10)
+    check_pixels({"image": 10, "video": 10}, budget)
+    with pytest.raises(MediaError, match=words):
+        check_pixels({"image": 10, "video": 10, kind: 11}, budget)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,33 @@ def test_no_call_changes_the_tokenizer(tiny: Processor) -> None:
     assert backend.truncation is None
     assert backend.padding is None
     assert backend.encode_special_tokens == tiny.tokenizer.split_special_tokens
+
+
+def test_many_small_files_of_many_pixels_are_refused_before_one_is_decoded(tiny: Processor) -> None:
+    plain = encoded(Pillow.new("L", (6300, 6300), 9))
+    files = [plain + bytes(number) for number in range(1, 17)]  # each another file, or one would do for all
+    opener = preparer(tiny, most_tokens=10**9)
+    start = time.perf_counter()
+    with pytest.raises(
+        MediaError, match="images have 635,040,000 pixels to decode, more than the 200,000,000"
+    ):
+        opener.prepare(ask(*map(Image, files)), Budget(max_total_pixels=200_000_000))
+    assert time.perf_counter() - start < 1
+    assert opener.cache.misses == 0
+
+
+def test_pictures_that_are_kept_cost_no_pixels(tiny: Processor) -> None:
+    opener, budget = preparer(tiny), Budget(max_total_pixels=5000)
+    files = [encoded(picture(seed=seed)) for seed in range(2)]  # of 4,800 pixels each
+    with pytest.raises(MediaError, match="images have 9,600 pixels"):
+        opener.prepare(ask(*map(Image, files)), budget)
+    for file in files:
+        opener.prepare(ask(Image(file)), budget)
+    opener.prepare(ask(*map(Image, files)), budget)
+
+
+def test_every_stored_frame_of_clips_counts(tiny: Processor) -> None:
+    file = video_file(frames=24)  # of 64 x 48, of which the model sees a few
+    preparer(tiny).prepare(ask(Video(file)), Budget(max_clip_pixels=24 * 64 * 48))
+    with pytest.raises(MediaError, match="videos have 73,728 pixels to decode, more than the 73,727"):
+        preparer(tiny).prepare(ask(Video(file)), Budget(max_clip_pixels=24 * 64 * 48 - 1))

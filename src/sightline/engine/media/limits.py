@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from sightline.data.media import Budget, MediaError
 from sightline.data.vision import MAX_ASPECT_RATIO, image_grid, tokens, video_grid, video_limits
 from sightline.data.vision_spec import VisionSpec
 from sightline.engine.inputs import Prompt
@@ -127,6 +128,28 @@ def _largest_area(most: float, least: float) -> int:
     least = min(least, most)
     up = least + math.sqrt(least * MAX_ASPECT_RATIO) + math.sqrt(least / MAX_ASPECT_RATIO) + 1
     return math.floor(max(most, min(thin, MAX_ASPECT_RATIO), up))
+
+
+def check_pixels(pixels: dict[str, int], budget: Budget) -> None:
+    """Bound what one prompt makes us decode: small files may hold many millions of pixels each.
+
+    Args:
+        pixels: those of the "image"s and "video"s that are not decoded yet, each kind added up.
+
+    Raises:
+        MediaError: more than the budget has for a prompt.
+    """
+    limits = (
+        ("image", budget.max_total_pixels, "scale them down"),
+        ("video", budget.max_clip_pixels, "shorten them"),
+    )
+    for kind, most, advice in limits:
+        if pixels[kind] > most:
+            raise MediaError(
+                f"the prompt's {kind}s have {pixels[kind]:,} pixels to decode, more than the {most:,} allowed in "
+                f"all; give fewer or {advice}",
+                "too-large",
+            )
 
 
 def _limit(kind: str, given: Any) -> MediaLimit:

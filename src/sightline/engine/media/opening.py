@@ -21,7 +21,7 @@ from sightline.data.media import DEFAULT, Budget, MediaError, Named, describe, l
 from sightline.engine.inputs import Prompt, check_text
 from sightline.engine.media.fingerprint import medium_key, settings_mark, source_key
 from sightline.engine.media.image_cache import ImageCache
-from sightline.engine.media.limits import MediaLimits
+from sightline.engine.media.limits import MediaLimits, check_pixels
 from sightline.engine.scheduling.request import Medium, Span
 from sightline.errors import SightlineError, UsageError
 from sightline.models.patches import Layout, Patched, open_medium, patch_medium, plan_medium
@@ -176,12 +176,15 @@ class MediaPreparer:
     def _check_sizes(self, fetched: Fetched, keys: list[bytes], names: list[str]) -> None:
         """By headers alone: decoded, what is too large might take more memory than there is."""
         spec, total = self.processor.vision, 0
+        pixels = {"image": 0, "video": 0}
         for name, key, medium in zip(names, keys, fetched.media, strict=True):
             kept = self.cache.peek(key)
             with _naming(name):
                 layout = kept.layout if kept else plan_medium(spec, medium, fetched.budget)
             self.limits.check_size(spec, layout, name or f"the {layout.kind}")
             total += layout.tokens
+            pixels[layout.kind] += layout.pixels
+        check_pixels(pixels, fetched.budget)
         if total >= self.most_tokens:
             raise UsageError(
                 f"the prompt's images and videos take {total} tokens, which leaves no room for an answer in "

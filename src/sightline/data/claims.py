@@ -1,0 +1,285 @@
+"""Files that cost far more than their size: found by their structure, before a decoder believes them.
+
+Decoders check width and height, and little else. A JPEG may pass over its pixels a hundred thousand times, an mp4
+of one kilobyte may announce a billion frames, for each of which FFmpeg sets up an entry, and a reader written in
+Python steps through every one of ten million empty pieces. No honest file comes near the limits here.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from sightline.data.media import Budget, MediaError, describe
+
+if TYPE_CHECKING:
+    from sightline.data.conversation import Source
+
+# JPEG: a progressive photo has some ten scans, and up to 255 segments of each kind of metadata.
+_SCANS, _SEGMENTS = 100, 5_000
+# PNG: pieces of 8 KiB are usual, so this is half a gigabyte.
+_CHUNKS = 65_536
+# GIF: blocks of a comment or of an application, 255 bytes each, before the first picture.
+_BLOCKS = 20_000
+# Run lengths of a BMP are read in Python, byte by byte.
+_RUNS = 4 * 2**20
+# mp4: samples of sound and text beside the frames: a day of AAC has four million.
+_SAMPLES = 1_000_000
+# What an edit list may ask for beyond the usual one or two entries: entries x samples.
+_EDITED = 4_000_000
+# A clip in fragments of a tenth of a second has some 40,000 in half an hour.
+_TABLES = 200_000
+
+
+def check_claims(
+    source: Source, file: BinaryIO, kind: str | None, budget: Budget, *, pixels: bool = False
+) -> None:
+    """Look through `file`, a `kind` as `media.sniff` names it, and leave it at its start.
+
+    Args:
+        pixels: whether the pixels of a picture are wanted, not its header alone: then all of it is read.
+
+    Raises:
+        MediaError: it asks for more work or memory than any honest file of its kind.
+    """
+    look = _jpeg_scans if pixels and kind == "jpg" else _LOOKS.get(kind or "")
+    if look is None:
+        return
+    try:
+        excess = look(file, budget)
+    except (struct.error, IndexError, ValueError):
+        excess = ""  # it ends too early, which its decoder will say
+    file.seek(0)
+    if excess:
+        raise MediaError(
+            f"{describe(source)} is built to take far more than its size ({excess}); save it again",
+            "too-large",
+        )
+
+
+def _jpeg(file: BinaryIO, budget: Budget) -> str:
+    size, at = file.seek(0, 2), 2
+    for _ in range(_SEGMENTS):
+        file.seek(at)
+        head = file.read(4)
+        if len(head) < 4 or at > size or head[0] != 0xFF or head[1] == 0xDA:
+            return ""
+        # Fill bytes and markers without a length are stepped over one by one, as Pillow does.
+        at += 1 if head[1] == 0xFF else 2 if 0xD0 <= head[1] <= 0xD8 else 2 + (head[2] << 8 | head[3])
+    return f"more than {_SEGMENTS} segments"
+
+
+def _jpeg_scans(file: BinaryIO, budget: Budget) -> str:
+    file.seek(0)
+    data = file.read()
+    scans, at = 0, 2
+    while (found := _SEGMENT.search(data, at)) is not None:
+        marker = data[found.end() - 1]
+        if marker == 0xD9:
+            break
+        (length,) = struct.unpack_from(">H", data, found.end())
+        at = found.end() + max(length, 2)
+        scans += marker == 0xDA
+        if scans > _SCANS:
+            return f"more than {_SCANS} scans"
+    return ""
+
+
+# The next marker that a length follows; in a scan, 0xff stands before 0 (a pixel byte) and restart markers too.
+_SEGMENT = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+
+
+def _png(file: BinaryIO, budget: Budget) -> str:
+    at = 8
+    for _ in range(_CHUNKS):
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return ""
+        at += 12 + int.from_bytes(head[:4], "big")
+    return f"more than {_CHUNKS} chunks"
+
+
+def _gif(file: BinaryIO, budget: Budget) -> str:
+    file.seek(10)
+    flags = file.read(3)[0]
+    file.seek(13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0))
+    for _ in range(_BLOCKS):
+        block = file.read(1)
+        if block in (b"", b",", b";"):
+            return ""
+        if block != b"!":
+            continue
+        file.read(1)
+        for _ in range(_BLOCKS):
+            length = file.read(1)
+            if length in (b"", b"\0"):
+                break
+            file.seek(length[0], 1)
+        else:
+            return f"more than {_BLOCKS} blocks"
+    return f"more than {_BLOCKS} blocks"
+
+
+def _webp(file: BinaryIO, budget: Budget) -> str:
+    file.seek(12)
+    head = file.read(18)
+    if head[:4] != b"VP8X":
+        return ""  # one frame, which is what is decoded
+    width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (12, 15))
+    return f"a canvas of {width}x{height} pixels" if width * height > budget.max_pixels else ""
+
+
+def _bmp(file: BinaryIO, budget: Budget) -> str:
+    size = file.seek(0, 2)
+    file.seek(14)
+    head = file.read(20)
+    header, compression = struct.unpack_from("<I", head)[0], struct.unpack_from("<I", head, 16)[0]
+    return f"run lengths of {size:,} bytes" if header >= 40 and compression in (1, 2) and size > _RUNS else ""
+
+
+def _mp4(file: BinaryIO, budget: Budget) -> str:
+    size = file.seek(0, 2)
+    tracks = [_Track()]
+    looked = 0
+    for number, (name, body) in enumerate(_tables(file, size)):
+        if name == b"cmov":
+            return "a compressed index"
+        if name == b"trak":
+            tracks.append(_Track())
+        looked += tracks[-1].read(name, body)
+        if number > _TABLES or looked > 4 * size:  # tables that lie inside one another
+            return "too many tables"
+    most = 2 * budget.max_frames + _SAMPLES
+    if sum(track.samples for track in tracks) > most:
+        return f"more than {most:,} samples"
+    return f"more than {_EDITED:,} edits" if any(track.edits > _EDITED for track in tracks) else ""
+
+
+class _Track:
+    """What the tables between one `trak` and the next claim; FFmpeg gives them to the track that came last."""
+
+    def __init__(self) -> None:
+        self._counts = {b"stsz": 0, b"stz2": 0, b"stts": 0, b"ctts": 0, b"trun": 0}
+        self._entries = 0
+        self._chunks = self._per_chunk = 0
+        self._formats: list[bytes] = []
+        self._steps: list[bool] = []  # of each stts, whether it says: one tick a sample
+
+    @property
+    def samples(self) -> int:
+        """Entries that FFmpeg sets up."""
+        if self._is_plain_sound:  # taken in pieces of 1,024 samples
+            return self._chunks * -(-self._per_chunk // 1024)
+        return max(self._counts.values())
+
+    @property
+    def edits(self) -> int:
+        return self.samples * self._entries if self._entries > 2 else 0
+
+    @property
+    def _is_plain_sound(self) -> bool:
+        return self._steps == [True] and len(self._formats) == 1 and self._formats[0] in _PCM
+
+    def read(self, name: bytes, body: memoryview) -> int:
+        """Take a table in; gives the bytes that were looked at."""
+        if name in (b"stsz", b"stz2"):
+            self._counts[name] += _number(body, 8)
+        elif name == b"trun":
+            self._counts[name] += _number(body, 4)
+        elif name in (b"stts", b"ctts"):
+            rows = _rows(body, 2)
+            self._counts[name] += int(rows[:, 0].sum(dtype="u8"))
+            if name == b"stts":
+                self._steps.append(rows[:, 1].tolist() == [1] if len(rows) == 1 else False)
+            return rows.nbytes
+        elif name == b"elst":
+            self._entries += _number(body, 4)
+        elif name in (b"stco", b"co64"):
+            self._chunks += _number(body, 4)
+        elif name == b"stsc":
+            rows = _rows(body, 3)
+            self._per_chunk = max(self._per_chunk, int(rows[:, 1].max(initial=0)))
+            return rows.nbytes
+        elif name == b"stsd":
+            # Two formats in one table count as none that is known.
+            self._formats += [bytes(body[12:16])] * min(_number(body, 4), 2)
+        return 24
+
+
+_PCM = frozenset(
+    {
+        b"sowt",
+        b"twos",
+        b"raw ",
+        b"NONE",
+        b"lpcm",
+        b"in24",
+        b"in32",
+        b"fl32",
+        b"fl64",
+        b"ulaw",
+        b"alaw",
+        b"ipcm",
+    }
+)
+_TABLE = re.compile(rb"trak|stsz|stz2|stts|ctts|stsc|stco|co64|stsd|trun|elst|cmov")
+
+
+def _tables(file: BinaryIO, size: int) -> Iterator[tuple[bytes, memoryview]]:
+    """(name, what follows, to the region's end) of all tables, wherever they hide but in the media data itself.
+
+    FFmpeg looks into boxes that others step over, so names are searched for rather than boxes followed.
+    """
+    for start, end in _outside_media_data(file, size):
+        file.seek(start)
+        data = file.read(min(end - start, _LONGEST_INDEX))
+        view = memoryview(data)
+        for found in _TABLE.finditer(data):
+            yield found.group(), view[found.end() :]
+
+
+def _outside_media_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    at = 0
+    while at + 8 <= size:
+        file.seek(at)
+        length, name = struct.unpack(">I4s", file.read(8))
+        if length == 1:
+            (length,) = struct.unpack(">Q", file.read(8))
+        elif length == 0:
+            length = size - at
+        if length < 8:
+            break
+        if name != b"mdat":
+            yield at, min(at + length, size)
+        at += length
+    if at < size:
+        yield at, size
+
+
+# Bytes of an index that are looked at; four hours of video have 20 MB.
+_LONGEST_INDEX = 2**28
+
+
+def _number(data: bytes | memoryview, at: int) -> int:
+    return int.from_bytes(data[at : at + 4], "big")
+
+
+def _rows(body: memoryview, width: int) -> Any:
+    """uint32 [rows, width] of a table whose second field is their number; those that are there."""
+    import numpy as np
+
+    count = min(_number(body, 4), max(0, len(body) - 8) // (4 * width))
+    return np.frombuffer(body, ">u4", count * width, 8 if count else 0).reshape(-1, width)
+
+
+_LOOKS: dict[str, Callable[[BinaryIO, Budget], str]] = {
+    "jpg": _jpeg,
+    "png": _png,
+    "gif": _gif,
+    "webp": _webp,
+    "bmp": _bmp,
+    "mp4": _mp4,
+}
