@@ -127,10 +127,6 @@ def _check_text(text: str, service: Service, field: str, *, empty: bool = False)
             f"{field} has {len(text):,} characters, more than {service.limits.max_prompt_chars:,}; shorten it",
             param=field,
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{field} holds half of a surrogate pair", param=field) from error
 
 
 def _part(reader: PartReader, part: Any, where: str) -> ConversationPart:
