@@ -20,8 +20,9 @@ export function el(tag, given = {}, ...children) {
 
 // A button that shows an icon alone; its name is for screen readers and as a tooltip.
 export function iconButton(name, key, onclick, given = {}) {
-  const label = t(key);
-  return el("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...given }, icon(name));
+  const label = given["aria-label"] ?? t(key);
+  const looks = given.class ? `icon-button ${given.class}` : "icon-button";
+  return el("button", { type: "button", "aria-label": label, title: label, onclick, ...given, class: looks }, icon(name));
 }
 
 export function bytes(count) {
@@ -52,9 +53,12 @@ function copyBySelection(text) {
   focused?.focus();
 }
 
-// One sentence for screen readers.
+let silencing;
+// One sentence for screen readers. It goes again, so that nobody finds it a second time when reading the page.
 export function announce(text) {
   $("announcer").textContent = text;
+  clearTimeout(silencing);
+  silencing = setTimeout(() => $("announcer").replaceChildren(), 8000);
 }
 
 let hiding;

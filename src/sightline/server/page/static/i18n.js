@@ -16,7 +16,7 @@ export function setLanguage(wanted) {
   translate(document);
 }
 
-// t("saved", {name: "a"}) fills {name} in.
+// t("enlarge", {name: "a"}) fills {name} in.
 export function t(key, values = {}) {
   const words = WORDS[current][key] ?? WORDS.en[key] ?? key;
   return words.replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
@@ -36,8 +36,8 @@ export function number(value, digits = 0) {
   return value.toLocaleString(document.documentElement.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
-// Seconds as one reads them: 0.31 s, 12.4 s, 8 ms.
+// Seconds as one reads them: 8 ms, 0.31 s, 12.4 s.
 export function seconds(value) {
-  if (value < 0.01) return `${number(value * 1000, value < 0.001 ? 1 : 0)} ms`;
+  if (value < 0.1) return `${number(value * 1000, value < 0.001 ? 1 : 0)} ms`;
   return `${number(value, value < 10 ? 2 : 1)} s`;
 }

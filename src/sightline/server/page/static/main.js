@@ -138,6 +138,7 @@ const asked = location.hash.slice(1);
 if (!asked || !(await chat.open(asked))) chat.start();
 sidebar.draw();
 if (!store.keeps) toast(t("notKept"));
-composer.focus();
+// Where fingers point, a focus would open the keyboard over the page.
+if (matchMedia("(pointer: fine)").matches) composer.focus();
 document.body.dataset.ready = "";
 await loadModels();

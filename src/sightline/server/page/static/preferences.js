@@ -19,6 +19,7 @@ export class Preferences {
       setLanguage($("language").value);
       this.#set("language", $("language").value);
       this.#fields();
+      this.#calm();
     });
     for (const choice of document.querySelectorAll("[name=theme]")) {
       choice.addEventListener("change", () => {
@@ -32,6 +33,7 @@ export class Preferences {
       this.#fields();
     });
     $("remove-all").addEventListener("click", () => this.#removeAll());
+    this.#calm();
   }
 
   open() {

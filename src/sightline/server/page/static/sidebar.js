@@ -5,7 +5,6 @@ import { t } from "./i18n.js";
 
 export class Sidebar {
   #list = $("conversations");
-  #side = $("sidebar");
   #drawing = 0;
 
   constructor(chat, store) {
@@ -16,17 +15,19 @@ export class Sidebar {
     $("close-sidebar").addEventListener("click", () => this.#toggle(false));
     $("shade").addEventListener("click", () => this.#toggle(false));
     $("new").addEventListener("click", () => this.begin());
-    this.#side.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && this.isOpen) {
-        event.stopPropagation();
-        this.#toggle(false);
-      }
-    });
+    // Before the page's own listener, which stops an answer.
+    document.addEventListener("keydown", (event) => this.#key(event), { capture: true });
     matchMedia("(min-width: 801px)").addEventListener("change", () => this.#toggle(false, false));
   }
 
   get isOpen() {
     return document.body.classList.contains("drawer");
+  }
+
+  #key(event) {
+    if (event.key !== "Escape" || !this.isOpen || event.target.matches("#conversations input")) return;
+    event.stopPropagation();
+    this.#toggle(false);
   }
 
   begin() {
