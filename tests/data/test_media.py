@@ -91,3 +91,23 @@ def test_special_files_are_not_opened() -> None:
 def test_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="cannot be opened: file name too long"), opened("x" * 5000):
         pass
+
+
+def test_a_budget_without_files_opens_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"1234")
+    for source in (str(path), path.as_uri(), str(tmp_path / "missing")):
+        with (
+            pytest.raises(MediaError, match="a file of this machine cannot be opened here") as caught,
+            opened(source, Budget(files=False)),
+        ):
+            pass
+        assert str(tmp_path) not in str(caught.value)
+    with opened(b"1234", Budget(files=False)) as file:
+        assert file.read() == b"1234"
+
+
+def test_long_percent_encoding_is_refused_and_short_is_read() -> None:
+    assert decode_data_url("data:image/gif," + "%47%49%46" * 1000) == b"GIF" * 1000
+    with pytest.raises(MediaError, match="base64"):
+        decode_data_url("data:image/gif," + "%47%49%46" * 200_000)

@@ -41,6 +41,9 @@ class Budget:
 
     Of all media of a prompt that have to be decoded: `max_total_pixels` those of its pictures together,
     `max_clip_pixels` those of its clips, every stored frame counted, because all are decoded.
+
+    `files` says whether a source may name a file of this machine at all. A server fetches what requests name by its
+    own rules and gives the engine bytes, so that there it may not.
     """
 
     max_bytes: int = 4 * 2**30
@@ -50,6 +53,7 @@ class Budget:
     max_kept_pixels: int = 2**31
     max_total_pixels: int = 2**40
     max_clip_pixels: int = 2**50
+    files: bool = True
 
 
 DEFAULT = Budget()
@@ -198,6 +202,8 @@ def opened(source: str | bytes, budget: Budget = DEFAULT) -> Iterator[BinaryIO]:
         _check_bytes(source, len(data), budget)
         yield io.BytesIO(data)
         return
+    if not budget.files:
+        raise MediaError("a file of this machine cannot be opened here; give its bytes", "unsupported")
     try:
         if not path.exists():
             raise MediaError(

@@ -73,7 +73,7 @@ class MediaPolicy:
 
     @property
     def budget(self) -> Budget:
-        """What the engine decodes of a request at most."""
+        """What the engine decodes of a request at most. It opens no file: `Fetcher` has done so."""
         return Budget(
             max_bytes=self.max_bytes,
             max_pixels=self.max_pixels,
@@ -82,6 +82,7 @@ class MediaPolicy:
             max_kept_pixels=2**29,
             max_total_pixels=self.max_total_pixels,
             max_clip_pixels=self.max_clip_pixels,
+            files=False,
         )
 
     def allows_host(self, host: str) -> bool:
