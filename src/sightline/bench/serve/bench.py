@@ -38,6 +38,8 @@ class BenchSettings:
         fields: of every body, such as {"temperature": 0.0}.
         warmup: requests before each load, of the same kind, that are not counted.
         timeout: seconds of one request.
+        exact_answers: every answer has all the tokens it may have, so that those of a server that does not count them
+            are known.
     """
 
     base_url: str = "http://127.0.0.1:8000"
@@ -57,6 +59,7 @@ class BenchSettings:
     percentiles: tuple[float, ...] = (99.0,)
     warmup: int = 1
     timeout: float = 600.0
+    exact_answers: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -163,7 +166,10 @@ async def run_prompts(
                 "--num-prompts or smaller pictures"
             )
     return await run_load(
-        [partial(_ask, server, body, prompt.words) for body, prompt in zip(bodies, prompts, strict=True)],
+        [
+            partial(_ask, server, body, prompt, settings.exact_answers)
+            for body, prompt in zip(bodies, prompts, strict=True)
+        ],
         times,
         max_concurrency=settings.max_concurrency,
         timeout=settings.timeout,
@@ -171,9 +177,11 @@ async def run_prompts(
     )
 
 
-async def _ask(server: Server, body: bytes, words: int, outcome: Outcome) -> None:
-    outcome.input_words = words
+async def _ask(server: Server, body: bytes, prompt: Prompt, exact: bool, outcome: Outcome) -> None:
+    outcome.input_words = prompt.words
     await server.ask(body, outcome)
+    if exact and outcome.ok and outcome.output_tokens is None:
+        outcome.output_tokens = prompt.output_tokens
 
 
 async def _count_missing(measured: Measured, server: Server) -> None:
