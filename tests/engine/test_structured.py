@@ -357,7 +357,11 @@ def test_others_go_on_while_one_is_compiled(llm: LLM, in_turn: bool, monkeypatch
     assert held.result(20).outputs[0].finish_reason == "stop"
     assert not hostile.ended
     assert engine.stats().preparing == 1
-    assert engine.stalled() < 2.4
+    longest = 0.0
+    while not hostile.ended:  # it shows that it lives, though it has nothing to do
+        longest = max(longest, engine.stalled())
+        time.sleep(0.02)
+    assert longest < 1.9
     with pytest.raises(ParameterError, match="takes more than 2.5 s to compile"):
         hostile.result(30)
     assert time.perf_counter() - begun < 25

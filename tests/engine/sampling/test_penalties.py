@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,3 +93,27 @@ def test_what_is_pushed_and_popped_leaves_no_trace(answer: list[int], extra: lis
         rules.push(token)
     logits = torch.randn(1, 201, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(changed(logits, [rules]), changed(logits, [rules_of(answer, [1, 2], **given)]))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 70), (5, 64), (40, 333), (40, 1000)])
+def test_masks_bit_by_bit(rows: int, width: int) -> None:
+    """Any share of the rows, more than are unpacked together, and widths that end within a byte or a word."""
+    generator = np.random.default_rng(rows * width)
+    words = generator.integers(-(2**31), 2**31, size=(rows, -(-width // 32)), dtype=np.int64).astype(np.int32)
+    logits = torch.from_numpy(generator.normal(size=(rows, width)).astype(np.float32))
+    for every in (1, 3):
+        changes = {row: replace(Change.of(rules_of([])), mask=words[row]) for row in range(0, rows, every)}
+        result = logits.clone()
+        apply(result, changes)
+        for row in range(rows):
+            for token, (before, after) in enumerate(
+                zip(logits[row].tolist(), result[row].tolist(), strict=True)
+            ):
+                allowed = row not in changes or int(words[row, token // 32]) >> (token % 32) & 1
+                assert after == (before if allowed else -torch.inf)
+
+
+def test_a_mask_hides_no_nan() -> None:
+    logits = torch.tensor([[1.0, float("nan"), 2.0]])
+    apply(logits, {0: replace(Change.of(rules_of([])), mask=np.array([1], np.int32))})
+    assert torch.isnan(logits[0, 1])

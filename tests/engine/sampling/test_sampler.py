@@ -122,6 +122,47 @@ def test_numbers_reach_all_of_the_set(given: dict[str, Any]) -> None:
     assert set(np.flatnonzero(shares)) <= set(np.flatnonzero(weights))
 
 
+class Held:
+    """Stands for a `Matcher` that allows the same tokens at every place."""
+
+    astray, error = False, None
+
+    def __init__(self, tokens: list[int], width: int) -> None:
+        bits = np.zeros(-(-width // 32) * 32, np.bool_)
+        bits[tokens] = True
+        self._words = np.packbits(bits, bitorder="little").view(np.int32)
+
+    def mask(self, *, ends: bool = True) -> tuple[Any, bool]:
+        return self._words, False
+
+
+@pytest.mark.parametrize("count", [1, 5, 900, 2000])
+@pytest.mark.parametrize("given", [*SETTINGS, {"temperature": 0}, {"temperature": 0.05}])
+def test_what_a_form_forbids_has_no_share(given: dict[str, Any], count: int) -> None:
+    """Among what is allowed, all is as if the rest of the vocabulary did not exist."""
+    width, generator = 2501, np.random.default_rng(count)
+    torch.manual_seed(count)
+    logits = (torch.randn(1, width) * 3).bfloat16()
+    tokens = sorted(generator.choice(width, count, replace=False).tolist())
+    masked = torch.full_like(logits, -torch.inf)
+    masked[0, tokens] = logits[0, tokens]
+    answers = []
+    for number in np.linspace(0, 1 - 2.0**-53, 201):
+        answers.append(answer_of(**given))
+        answers[-1].rules.structure = Held(tokens, width)  # type: ignore[assignment]
+        answers[-1].draws._numbers = [float(number)]
+    found = [
+        choice.token for choice in Sampler(width, "cpu").choose(logits.expand(len(answers), -1), answers)
+    ]
+    if answers[0].params.greedy:
+        assert set(found) == {int(masked[0].float().argmax())}
+        return
+    weights = expected_weights(masked[0], answers[0].params)
+    shares = np.bincount(found, minlength=width) / len(answers)
+    assert np.abs(shares - weights).max() <= 2.1 / 200
+    assert set(np.flatnonzero(shares)) <= set(np.flatnonzero(weights))
+
+
 @pytest.mark.parametrize("given", [{}, {"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.1, "temperature": 1.5}])
 def test_frequencies_follow_the_probabilities(given: dict[str, Any]) -> None:
     logits, count = torch.tensor([1.0, 0.2, -1.0, 2.0, 1.5, 0.0, -3.0]), 4000
@@ -232,6 +273,8 @@ def test_a_device_takes_many_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     ] * 2
     logits = (torch.randn(len(kinds), 3000) * 2).bfloat16()
     answers = [[answer_of(row, prompt=(1, 2), **kind) for row, kind in enumerate(kinds)] for _ in range(2)]
+    for answer in (*answers[0][::3], *answers[1][::3]):
+        answer.rules.structure = Held(list(range(7, 3000, 11)), 3000)  # type: ignore[assignment]
     expected = chosen(logits, answers[0])
     sampler = Sampler(3000, "cpu")
     sampler._drawer._rows, sampler._drawer._wide = 5, torch.float32
