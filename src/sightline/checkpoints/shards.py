@@ -29,8 +29,12 @@ def parse_size(size: str | int) -> int:
     return max(1, int(float(match[1]) * units[match[2].upper()]))
 
 
-def plan_shards(tensors: Iterable[Planned], limit: int) -> dict[str, list[Planned]]:
-    """Files of at most `limit` bytes (a larger tensor has one alone), by the names that they will have."""
+def plan_shards(tensors: Iterable[Planned], limit: int, stem: str = "model") -> dict[str, list[Planned]]:
+    """Files of at most `limit` bytes (a larger tensor has one alone), by the names that they will have.
+
+    Args:
+        stem: how the names begin: model, or diffusers' diffusion_pytorch_model.
+    """
     shards: list[list[Planned]] = [[]]
     held = 0
     for tensor in tensors:
@@ -40,22 +44,25 @@ def plan_shards(tensors: Iterable[Planned], limit: int) -> dict[str, list[Planne
         shards[-1].append(tensor)
         held += tensor.bytes
     if len(shards) == 1:
-        return {SINGLE: shards[0]}
-    return {shard_name(index, len(shards)): shard for index, shard in enumerate(shards)}
+        return {f"{stem}.safetensors": shards[0]}
+    return {shard_name(index, len(shards), stem): shard for index, shard in enumerate(shards)}
 
 
-def shard_name(index: int, count: int) -> str:
+def shard_name(index: int, count: int, stem: str = "model") -> str:
     """Hugging Face's name of the `index`-th of `count` shards."""
-    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+    return f"{stem}-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def write_index(folder: Path, shards: Mapping[str, Sequence[Planned]]) -> None:
+def write_index(folder: Path, shards: Mapping[str, Sequence[Planned]], stem: str = "model") -> None:
     """The index of several shards; a single file has none."""
-    if list(shards) == [SINGLE]:
+    if len(shards) == 1:
         return
     total = sum(tensor.bytes for part in shards.values() for tensor in part)
     places = {tensor.name: name for name, part in shards.items() for tensor in part}
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+    write_json(
+        folder / f"{stem}.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": places},
+    )
 
 
 def write_shards(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], limit: int) -> int:

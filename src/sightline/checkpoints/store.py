@@ -35,8 +35,9 @@ class Store:
         self.entries: dict[str, Entry] = {}
         self._open = OpenFiles()
         index: dict[str, str] | None = None
-        if self.path.is_dir() and (self.path / INDEX).is_file():
-            index = _read_index(self.path / INDEX)
+        listing = _index_of(self.path)
+        if listing is not None:
+            index = _read_index(listing)
         for file in _files(self.path, index):
             for name, entry in _header(file).items():
                 if name in self.entries:
@@ -44,12 +45,12 @@ class Store:
                     raise SightlineError(f"{self.path}: {name} stands in both {other} and {file.name}")
                 self.entries[name] = entry
         if index is not None:
-            self._agree(index)
+            self._agree(index, listing)
 
-    def _agree(self, index: dict[str, str]) -> None:
+    def _agree(self, index: dict[str, str], listing: Path | None) -> None:
         for name, file in index.items():
             if name not in self.entries or self.entries[name].file.name != file:
-                raise SightlineError(f"{self.path / INDEX} places {name} in {file}, which does not hold it")
+                raise SightlineError(f"{listing} places {name} in {file}, which does not hold it")
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries
@@ -112,6 +113,14 @@ def _read_index(path: Path) -> dict[str, str]:
     return index
 
 
+def _index_of(path: Path) -> Path | None:
+    """The index of a folder of shards, whatever the files are called (diffusers has names of its own)."""
+    if (path / INDEX).is_file():
+        return path / INDEX
+    found = sorted(path.glob("*.safetensors.index.json")) if path.is_dir() else []
+    return found[0] if len(found) == 1 else None
+
+
 def _files(path: Path, index: dict[str, str] | None) -> list[Path]:
     if path.is_file():
         return [path]
@@ -126,6 +135,8 @@ def _files(path: Path, index: dict[str, str] | None) -> list[Path]:
     if (path / SINGLE).is_file():
         return [path / SINGLE]
     shards = list(path.glob("*.safetensors"))
+    if len(shards) == 1:
+        return shards
     if shards:
         raise SightlineError(f"{path} has {len(shards)} safetensors files but no {INDEX} that lists them")
     if any(path.glob("*.bin")):

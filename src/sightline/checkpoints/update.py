@@ -69,10 +69,10 @@ class Update:
     def _summed(self, base: torch.Tensor, first: int, last: int) -> torch.Tensor:
         import torch
 
-        wide = base.to(self._device, torch.float64 if base.dtype == torch.float64 else torch.float32)
-        total = wide
+        kind = torch.float64 if base.dtype == torch.float64 else torch.float32
+        total = base.to(self._device, kind, copy=True)
         for term in self._terms:
-            total = term.applied(total, wide, first, last)
+            term.add(total, base, first, last, alone=len(self._terms) == 1)
         return total
 
     def _lengths(self, term: _Term, summed: torch.Tensor, first: int, last: int) -> torch.Tensor:
@@ -118,20 +118,23 @@ class _Term:
             descriptor = adapter.store.descriptor(entry.file)
             self._whole = lambda first, last: entry.read_rows(descriptor, first, last)
 
-    def applied(self, total: torch.Tensor, base: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        """`total` with this part added; `base` are the same rows of the base."""
+    def add(self, total: torch.Tensor, base: torch.Tensor, first: int, last: int, *, alone: bool) -> None:
+        """Add this part to `total`, in place. `base` are the same rows of the base; `alone` there is no other part."""
         if self._whole is not None:
-            whole = self._whole(first, last).to(base.device, base.dtype)
-            total = whole if self.weight == 1 and total is base else total + self.weight * (whole - base)
+            whole = self._whole(first, last).to(total.device, total.dtype)
+            if alone and self.weight == 1:
+                total.copy_(whole)
+            else:
+                total.add_(whole.sub_(base.to(total.device)), alpha=self.weight)
         if self._down is not None and self._up is not None:
-            delta = (
-                self._down[:, first:last].T @ self._up.T if self.turned else self._up[first:last] @ self._down
-            )
-            total = total + self._scale * delta.to(base.dtype)
+            up, down = self._up.to(total.dtype), self._down.to(total.dtype)
+            if self.turned:
+                total.addmm_(down[:, first:last].T, up.T, alpha=self._scale)
+            else:
+                total.addmm_(up[first:last], down, alpha=self._scale)
         if self._ids is not None and self._tokens is not None:
             inside = (self._ids >= first) & (self._ids < last)
-            places = (self._ids[inside] - first).to(base.device)
-            trained = self._tokens[inside.to(base.device)].to(base.dtype)
-            total = total.clone()
-            total[places] += self.weight * (trained - base[places])
-        return total
+            places = self._ids[inside] - first
+            trained = self._tokens[inside.to(total.device)].to(total.dtype)
+            old = base[places].to(total.device, total.dtype)
+            total[places.to(total.device)] += self.weight * (trained - old)

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK = 32 * 2**20
-"""Bytes of a tensor that are made and written at a time."""
+"""Bytes of a stored tensor that are copied at a time."""
+
+# Of a tensor that is made: what stays in the processor's caches.
+_ROWS = 4 * 2**20
 
 Rows = Callable[[int, int], "torch.Tensor"]
 Advance = Callable[[int], None]
@@ -125,7 +128,7 @@ def write_torch_file(
         os.fsync(out.fileno())
 
 
-def row_chunks(entry: Entry, most: int = CHUNK) -> list[tuple[int, int]]:
+def row_chunks(entry: Entry, most: int = _ROWS) -> list[tuple[int, int]]:
     """Rows from, up to; of about `most` bytes each, and of one row at least."""
     width = max(1, entry.columns * size_of(entry.dtype))
     step = max(1, most // width)

@@ -38,6 +38,24 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """A tensor of a file, and how it comes there.
+
+    Attributes:
+        sources: canonical names of what it is made of.
+        words: it, for a message.
+        share, ranks: which part of how many it is cut into.
+    """
+
+    place: Place
+    rule: Rule
+    sources: tuple[str, ...]
+    words: str
+    share: int
+    ranks: int
+
+
+@dataclass(frozen=True)
 class Layout:
     """How a model is cut.
 
@@ -61,6 +79,14 @@ class Layout:
     @property
     def chunks(self) -> int:
         return self.pipeline.text.chunks
+
+    def words(self) -> str:
+        """As the options of the command line would say it."""
+        parts = [f"tp {self.tensor}"]
+        if self.vision_tensor != self.tensor:
+            parts.append(f"vit-tp {self.vision_tensor}")
+        parts += [f"pp-llm {self.pipeline.text}", f"pp-vit {self.pipeline.vision}"]
+        return ", ".join([*parts, *(["canonical"] if self.canonical else [])])
 
     def check(self, model: Architecture) -> None:
         """Whether the model can be cut so.
@@ -86,15 +112,26 @@ class Layout:
             UsageError: a dimension cannot be shared evenly.
         """
         found: dict[Place, Mosaic] = {}
+        for one in self.placed(model):
+            sources = [whole(name, shapes[name]) for name in one.sources]
+            found[one.place] = one.rule.cut(one.words, one.rule.fuse(sources), one.share, one.ranks)
+        return found
+
+    def placed(self, model: Architecture) -> Iterator[Placed]:
+        """Every tensor of every file, by the rule that makes it."""
         stages = self.pipeline.text.ranks
         for stage in range(stages * self.chunks):
             for tensor in range(self.ranks):
                 rank, chunk = Rank(tensor, stage % stages), stage // stages
-                for part, count, name, rule, prefix in self._rules(model, stage):
-                    sources = [whole(prefix + source, shapes[prefix + source]) for source in rule.sources]
-                    mosaic = rule.cut(f"{part} {rule.name}", rule.fuse(sources), tensor % count, count)
-                    found[Place(rank, chunk, name)] = mosaic
-        return found
+                for part, ranks, name, rule, prefix in self._rules(model, stage):
+                    yield Placed(
+                        Place(rank, chunk, name),
+                        rule,
+                        tuple(prefix + source for source in rule.sources),
+                        f"{part} {rule.name}",
+                        tensor % ranks,
+                        ranks,
+                    )
 
     def _rules(self, model: Architecture, stage: int) -> Iterator[tuple[str, int, str, Rule, str]]:
         """What stands on a stage: part of the model, its ranks, name there, rule, prefix of the rule's sources."""
@@ -128,10 +165,6 @@ class Layout:
         if not model.tied:
             return "lm_head.weight"
         return "text.embed_tokens.weight" if self.copies_head and self.pipeline.text.ranks > 1 else None
-
-
-def shapes_of(mosaics: Mapping[Place, Mosaic]) -> dict[Place, tuple[int, ...]]:
-    return {place: mosaic.shape for place, mosaic in mosaics.items()}
 
 
 def _check_heads(option: str, ranks: int, setting: str, heads: int) -> None:
