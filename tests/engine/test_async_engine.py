@@ -72,6 +72,14 @@ def test_threads_read_what_the_engine_says(bench: Bench) -> None:
     assert bench.engine.stalled() == 0
 
 
+def test_answers_that_end_in_the_same_step_all_tell_their_end(bench: Bench) -> None:
+    deltas = list(bench.engine.add([3, 5], SamplingParams(n=3, max_tokens=9, ignore_eos=True)))
+    ends = {delta.index: delta.finish_reason for delta in deltas if delta.finish_reason is not None}
+    assert ends == {0: "length", 1: "length", 2: "length"}
+    for index in range(3):
+        assert sum(len(delta.token_ids) for delta in deltas if delta.index == index) == 9
+
+
 def test_coroutines_read_it_too(bench: Bench) -> None:
     async def read(number: int) -> list[int]:
         stream = bench.engine.add([number, 5, 6], params())

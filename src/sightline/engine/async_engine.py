@@ -332,15 +332,21 @@ class AsyncEngine:
     def _deliver(self, changed: list[Sequence]) -> None:
         """Tell readers what a step brought."""
         for sequence in changed:
-            job = self._jobs.get(sequence.request.id)
-            if job is None or job.request is not sequence.request:  # told, and its id is given again
-                continue
-            delta = job.news(sequence) if job.stream.wants_deltas else None
-            if delta is not None:
+            job = self._job_of(sequence)
+            delta = job.news(sequence) if job is not None and job.stream.wants_deltas else None
+            if job is not None and delta is not None:
                 job.stream.push(delta, self._wakeups)
-            if all(one.answer.finished for one in sequence.request.sequences):
+        # Only then, for several answers of one request may have ended in this step.
+        for sequence in changed:
+            job = self._job_of(sequence)
+            if job is not None and all(one.answer.finished for one in sequence.request.sequences):
                 self._end(job, self._core.output(sequence.request), None)
                 self._core.forget(sequence.request.id)  # only now does no reader ask the core
+
+    def _job_of(self, sequence: Sequence) -> Job | None:
+        """None where its end is told, whose id may be given again."""
+        job = self._jobs.get(sequence.request.id)
+        return job if job is not None and job.request is sequence.request else None
 
     def _end(self, job: Job, output: RequestOutput | None, error: BaseException | None) -> None:
         # Out of the books before its reader knows, who may ask for the same id again.
