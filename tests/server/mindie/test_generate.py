@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image as Pillow
 
 from sightline import LLM, SamplingParams
 from sightline.server.limits import Limits
@@ -79,14 +81,22 @@ def test_a_stream_adds_up_to_the_answer(served: Served, media: Path, n: int) -> 
     assert n == 1 or len(set(whole)) > 1
 
 
-def test_full_text_is_told_each_time(serve: Callable[..., Served], served: Served) -> None:
-    body = {"prompt": "is there a", "max_tokens": 9, "temperature": 0, "ignore_eos": True}
+@pytest.mark.parametrize("n", [1, 2])
+def test_full_text_is_told_each_time(serve: Callable[..., Served], served: Served, n: int) -> None:
+    body = {
+        "prompt": "is there a",
+        "max_tokens": 9,
+        "temperature": 1.2,
+        "seed": 4,
+        "n": n,
+        "ignore_eos": True,
+    }
     _, added = pieces(served, body)
     _, whole = pieces(serve(full_text=True), body)
-    texts = [piece["text"][0] for piece in added]
-    assert [piece["text"][0] for piece in whole][-1] == "".join(texts)
-    for before, after in itertools.pairwise(whole):
-        assert after["text"][0].startswith(before["text"][0])
+    for index in range(n):
+        texts = [piece["text"][index] for piece in whole]
+        assert texts[-1] == "".join(piece["text"][index] for piece in added) != ""
+        assert all(after.startswith(before) for before, after in itertools.pairwise(texts))
 
 
 def test_settings_reach_the_answer(served: Served, llm: LLM) -> None:
@@ -203,6 +213,21 @@ def test_an_unknown_model_is_not_found(served: Served) -> None:
     response = served.post("/generate", {"prompt": "a", "model": "llama"})
     assert (response.status_code, response.json()["error_type"]) == (404, "NotFoundError")
     assert "llama" in response.json()["error"]
+
+
+def test_a_bare_jpeg_is_no_path(served: Served) -> None:
+    """Its base64 begins with a slash."""
+    buffer = io.BytesIO()
+    Pillow.new("RGB", (64, 64), "red").save(buffer, "JPEG")
+    bare = base64.b64encode(buffer.getvalue()).decode()
+    assert bare.startswith("/9j/")
+    body: dict[str, Any] = {"max_tokens": 5, "temperature": 0}
+    told = [
+        served.post("/generate", {"prompt": parts(url), **body}).json()
+        for url in (bare, "\n".join([bare[:70], bare[70:]]), f"data:image/jpeg;base64,{bare}")
+    ]
+    assert told[0] == told[1] == told[2]
+    assert told[0]["text"][0].startswith("what shape is it? ")
 
 
 def test_a_file_beside_the_allowed_ones_stays_closed(served: Served, media: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sightline import LLM, SamplingParams
+from sightline.server.service import Service
 
 Served = Any  # of conftest.py
 GREEDY = {"do_sample": False, "max_new_tokens": 9}
@@ -219,3 +220,19 @@ def test_the_tokenizer_answers(served: Served, llm: LLM) -> None:
     assert silent == {"token_number": len(ids), "tokens": []}
     for body in ({}, {"inputs": ""}, {"inputs": 3}, {"inputs": None}):
         assert served.post("/v1/tokenizer", body).status_code == 422
+
+
+def test_priorities_run_from_one_to_five(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 is served first; what says nothing stands beside the requests of other dialects."""
+    given: list[int] = []
+    submit = Service.submit
+
+    async def note(self: Service, *args: Any, priority: int = 0, **options: Any) -> Any:
+        given.append(priority)
+        return await submit(self, *args, priority=priority, **options)
+
+    monkeypatch.setattr(Service, "submit", note)
+    for path, prompt in (("/infer", "inputs"), (TRITON, "text_input")):
+        for parameters in ({"priority": 1}, {"priority": 5}, {}):
+            assert served.post(path, {prompt: "a", "parameters": {**GREEDY, **parameters}}).status_code == 200
+    assert given == [-4, 0, 0] * 2
