@@ -347,6 +347,8 @@ def test_a_phone_shows_everything_without_scrolling_sideways(
     page = watched.open(fake.url, viewport={"width": width, "height": 640}, has_touch=True)
     wide = "() => document.documentElement.scrollWidth > innerWidth || document.getElementById('scroller').scrollWidth > innerWidth"  # noqa: E501
     assert page.evaluate(wide) is False
+    top = page.locator("#welcome img").bounding_box()["y"]
+    assert top > page.locator("header").bounding_box()["height"] - 1
     page.set_input_files("#files", [picture("a.png"), picture("b.png"), picture("c.png")])
     page.locator("#attached .tile").nth(2).wait_for()
     fake.answers.append(

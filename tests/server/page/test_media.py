@@ -164,6 +164,8 @@ def test_a_video_is_sent_whole_and_a_long_one_warned_about(page: Any, fake: Fake
     answered(page)
     assert fake.asked[0]["messages"][0]["content"][0]["type"] == "video_url"
     assert sent(fake) == [("video/mp4", b"RIFF....")]
+    page.locator(".unplayable").wait_for()
+    assert "clip.avi" in page.locator(".unplayable").inner_text()
 
 
 def test_the_camera_takes_a_picture_and_is_let_go(page: Any, fake: Fake) -> None:

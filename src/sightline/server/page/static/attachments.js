@@ -26,9 +26,17 @@ function pictureFace(item, shelf, label) {
 function videoFace(item, shelf, large) {
   const film = el("video", { preload: "metadata", "aria-label": item.name, controls: large, ".muted": true, playsinline: true });
   fill(film, item, shelf);
-  if (large) return film;
+  if (large) {
+    film.addEventListener("error", () => film.replaceWith(unplayable(item)));
+    return film;
+  }
   // Above the film, and all there is if the browser cannot play its format.
   return el("div", { class: "tile-face" }, film, icon("film"));
+}
+
+function unplayable(item) {
+  const words = el("span", {}, el("b", {}, item.name), el("span", { class: "hint" }, `${bytes(item.size)}. ${t("unplayable")}`));
+  return el("div", { class: "unplayable" }, icon("film"), words);
 }
 
 async function fill(node, item, shelf) {

@@ -5,8 +5,8 @@ import { el } from "./dom.js";
 import { number, seconds, t } from "./i18n.js";
 
 const STAGES = ["queue", "fetch", "decode", "preprocess", "encode", "prefill"];
-// Shorter shares could not be seen in the bar.
-const LEAST_SHARE = 0.004;
+const LEAST_SECONDS = 0.00005;  // what is shorter would read as 0.0 ms
+const LEAST_SHARE = 0.004;  // what is shorter could not be seen in the bar
 
 export function figuresOf(message) {
   const { usage, timings = {}, measured } = message;
@@ -17,7 +17,7 @@ export function figuresOf(message) {
   return el(
     "details",
     { class: "figures" },
-    el("summary", {}, ...line.flatMap((part, i) => (i ? [el("span", { class: "dot", "aria-hidden": "true" }, "·"), part] : [part]))),
+    el("summary", {}, ...line),
     el("div", { class: "figures-body" }, barOf(stages), legendOf(stages), el("dl", {}, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]))),
   );
 }
@@ -46,7 +46,7 @@ function measuredSpeed(usage, { first, total }) {
 function stagesOf(timings, measured) {
   const total = timings.total ?? measured.total;
   const first = timings.time_to_first_token ?? measured.first;
-  const known = STAGES.filter((name) => timings[name] > 0).map((name) => [name, timings[name]]);
+  const known = STAGES.filter((name) => timings[name] >= LEAST_SECONDS).map((name) => [name, timings[name]]);
   const before = known.length ? known : [["first", first]];
   return [...before, ["writing", Math.max(0, total - first)]];
 }

@@ -134,6 +134,8 @@ function showAddress() {
   document.title = conversation.title ? `${conversation.title} · Sightline` : "Sightline";
 }
 
+window.addEventListener("hashchange", () => chat.open(location.hash.slice(1)));
+
 const asked = location.hash.slice(1);
 if (!asked || !(await chat.open(asked))) chat.start();
 sidebar.draw();

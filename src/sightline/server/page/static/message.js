@@ -123,7 +123,7 @@ class Answer {
 
   problem() {
     const { error } = this.message;
-    const wait = error.wait ? ` ${t("errorWait", { count: error.wait })}` : "";
+    const wait = error.wait ? t("errorWait", { count: error.wait }) : "";
     this.retry = el("button", { type: "button", class: "button", onclick: () => this.actions.retry() }, icon("redo"), t("retry"));
     const key = error.kind === "key" && el("button", { type: "button", class: "button primary", onclick: () => this.actions.giveKey() }, t("giveKey"));
     return el(

@@ -93,7 +93,8 @@ export class Transcript {
   }
 
   #keepEnd() {
-    if (this.#follows) this.#scroller.scrollTop = this.#scroller.scrollHeight;
+    // The welcome is read from its beginning.
+    if (this.#follows) this.#scroller.scrollTop = this.chat.messages.length ? this.#scroller.scrollHeight : 0;
     this.#top = this.#scroller.scrollTop;
     this.#showJump();
   }

@@ -141,6 +141,7 @@ export default {
   "thought": "思考过程",
   "tooLong": "回答已达到最大长度。",
   "undo": "撤销",
+  "unplayable": "浏览器无法播放此格式；模型会收到原文件。",
   "unreadable": "浏览器无法读取这张图片。",
   "unsaved": "对话未能保存；浏览器存储空间可能已满。",
   "untitled": "未命名",
