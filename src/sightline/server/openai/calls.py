@@ -55,10 +55,11 @@ class CallReader:
         return found
 
     def finish(self) -> list[Piece]:
-        """Nothing follows. A call that lacks its closing tag alone counts."""
+        """Nothing follows. A call that lacks its closing tag alone, or an end of it, counts."""
         found: list[Piece] = []
         block, self._block = self._block, None
-        if block is None or not block.close(self._held[len(OPEN) :], self, found):
+        body = self._held[len(OPEN) : len(self._held) - _begun(self._held, CLOSE)]
+        if block is None or not block.close(body, self, found):
             self._say(self._held, found)
         if self._space and not self.calls:
             found.append(self._space)
@@ -69,7 +70,7 @@ class CallReader:
         """One step through what is held; False where more text is needed."""
         if self._block is None:
             at = self._held.find(OPEN)
-            end = at if at >= 0 else len(self._held) - _begun(self._held)
+            end = at if at >= 0 else len(self._held) - _begun(self._held, OPEN)
             self._say(self._held[:end], found)
             self._held = self._held[end:]
             self._block = _Block(self._live) if at >= 0 else None
@@ -200,9 +201,9 @@ def _value_end(body: str, start: int) -> int:
         return len(body)
 
 
-def _begun(text: str) -> int:
-    """Length of the longest end that begins an opening tag."""
-    for length in range(min(len(OPEN) - 1, len(text)), 0, -1):
-        if text.endswith(OPEN[:length]):
+def _begun(text: str, tag: str) -> int:
+    """Length of the longest end that begins a tag."""
+    for length in range(min(len(tag) - 1, len(text)), 0, -1):
+        if text.endswith(tag[:length]):
             return length
     return 0
