@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from sightline.server.gate import Gate, is_foreign, local_names
+from sightline.server.gate import Gate, Traffic, is_foreign, local_names
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,19 @@ def test_pages_of_other_sites_are_told_by_their_headers(headers: dict[str, str],
     assert is_foreign(headers) is foreign
 
 
-async def _status(client: httpx.AsyncClient, method: str = "POST", **headers: str) -> int:
-    return (await client.request(method, "/", headers=headers)).status_code
+async def _status(client: httpx.AsyncClient, method: str = "POST", path: str = "/", **headers: str) -> int:
+    return (await client.request(method, path, headers=headers)).status_code
+
+
+def through(gate: Gate, **asked: str) -> int:
+    """The status that one request gets through a gate."""
+
+    async def play() -> int:
+        transport = httpx.ASGITransport(app=gate)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await _status(client, **asked)
+
+    return asyncio.run(play())
 
 
 def test_line_is_bounded_and_opens_again() -> None:
@@ -45,7 +56,7 @@ def test_line_is_bounded_and_opens_again() -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             waiting = [asyncio.create_task(_status(client)) for _ in range(2)]
             await asyncio.sleep(0.05)
-            refused = await client.post("/")
+            refused = await client.post("/v1/completions")
             assert refused.status_code == 503
             assert refused.headers["retry-after"] == "1"
             assert refused.json()["error"]["type"] == "server_error"
@@ -71,9 +82,41 @@ def test_line_is_bounded_and_opens_again() -> None:
     ],
 )
 def test_local_server_answers_to_local_names_alone(bound: str, called: str, status: int) -> None:
-    async def play() -> int:
-        transport = httpx.ASGITransport(app=Gate(PlainTextResponse("done"), hosts=local_names(bound)))
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            return await _status(client, host=called)
+    gate = Gate(PlainTextResponse("done"), hosts=local_names(bound))
+    assert through(gate, host=called) == status
+    # A page that was pointed at this machine may not read what others asked either, but probes use any name.
+    assert through(gate, method="GET", path="/v1/models", host=called) == status
+    assert through(gate, method="GET", path="/health", host=called) == 200
 
-    assert asyncio.run(play()) == status
+
+@pytest.mark.parametrize(
+    ("origins", "origin", "status"),
+    [
+        ((), "https://friend.example", 403),
+        (("https://friend.example",), "https://friend.example", 200),
+        (("https://friend.example",), "https://evil.example", 403),
+        (("https://friend.example",), "http://friend.example", 403),
+        (("*",), "https://evil.example", 200),
+    ],
+)
+def test_allowed_sites_pass(origins: tuple[str, ...], origin: str, status: int) -> None:
+    gate = Gate(PlainTextResponse("done"), origins=frozenset(origins))
+    asked = {"origin": origin, "sec-fetch-site": "cross-site"}
+    assert through(gate, **asked) == status
+
+
+def test_an_image_on_another_site_cannot_send_a_get() -> None:
+    gate = Gate(PlainTextResponse("done"))
+    assert through(gate, method="GET", path="/stopService", **{"sec-fetch-site": "cross-site"}) == 403
+    # A link to the page leads there.
+    assert through(gate, method="GET", path="/", **{"sec-fetch-site": "cross-site"}) == 200
+
+
+def test_a_closed_gate_says_so_and_counts() -> None:
+    traffic = Traffic()
+    gate = Gate(PlainTextResponse("done"), traffic=traffic, closed=lambda: True)
+    assert through(gate) == 503
+    assert through(gate, origin="https://evil.example") == 403
+    assert through(gate, method="GET", path="/v1/models") == 200
+    assert traffic.turned_away == {"stopping": 1, "foreign": 1}
+    assert traffic.open == 0

@@ -17,12 +17,13 @@ from sightline.server import health as health_routes
 from sightline.server.access import Access
 from sightline.server.auth import Auth
 from sightline.server.control import Control, from_no_page, from_this_machine
-from sightline.server.errors import RequestError, error_body
+from sightline.server.errors import RequestError
 from sightline.server.gate import Gate, Traffic, local_names
 from sightline.server.health import Health
 from sightline.server.metrics import endpoint as metrics
 from sightline.server.mindie import management
 from sightline.server.mindie import routes as mindie
+from sightline.server.mindie.errors import body_for, response_for
 from sightline.server.openai import chat, completions, info, models, tokenize
 from sightline.server.page.page import page_router
 from sightline.server.settings import ServeSettings
@@ -127,7 +128,7 @@ def _new(health: Health) -> FastAPI:
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        return error.response()
+        return response_for(request.url.path, error)
 
     @app.exception_handler(ClientDisconnect)
     async def left(request: Request, error: ClientDisconnect) -> Response:
@@ -136,10 +137,10 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
-        body = error_body(message, status=error.status_code)
+        body = body_for(request.url.path, message, error.status_code)
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return JSONResponse(error_body("the server failed", status=500), status_code=500)
+        return JSONResponse(body_for(request.url.path, "the server failed", 500), status_code=500)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sightline.server.errors import error_body
 from sightline.server.health import is_health_path
+from sightline.server.mindie.errors import body_for
 
 
 class Auth:
@@ -24,7 +24,7 @@ class Auth:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._digests and not is_open(scope) and not self._knows(scope):
             message = "this server needs one of its API keys, as `Authorization: Bearer KEY`"
-            body = error_body(message, status=401, code="invalid_api_key")
+            body = body_for(scope["path"], message, 401, code="invalid_api_key")
             refusal = JSONResponse(body, status_code=401, headers={"www-authenticate": "Bearer"})
             await refusal(scope, receive, send)
             return

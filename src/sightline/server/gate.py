@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sightline.server.auth import is_open
-from sightline.server.errors import RETRY_AFTER, error_body
+from sightline.server.errors import RETRY_AFTER
+from sightline.server.mindie.errors import body_for
 from sightline.server.worker import STOPPING
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -77,7 +78,7 @@ class Gate:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if not self._is_welcome(headers):
             self._traffic.turned_away["foreign"] += 1
-            refusal = _refusal("this server does not answer other web sites' pages", 403)
+            refusal = _refusal(scope, "this server does not answer other web sites' pages", 403)
             await refusal(scope, receive, send)
             return
         if scope["method"] != "POST":
@@ -85,12 +86,12 @@ class Gate:
             return
         if self._closed():
             self._traffic.turned_away["stopping"] += 1
-            await _refusal(STOPPING, 503, {"retry-after": RETRY_AFTER})(scope, receive, send)
+            await _refusal(scope, STOPPING, 503, {"retry-after": RETRY_AFTER})(scope, receive, send)
             return
         if self._traffic.open >= self._most:
             self._traffic.turned_away["full"] += 1
             message = f"{self._most} requests are waiting already; try again later"
-            await _refusal(message, 503, {"retry-after": RETRY_AFTER})(scope, receive, send)
+            await _refusal(scope, message, 503, {"retry-after": RETRY_AFTER})(scope, receive, send)
             return
         self._traffic.enter()
         try:
@@ -133,5 +134,5 @@ def is_foreign(headers: Mapping[str, str]) -> bool:
     return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
-def _refusal(message: str, status: int, headers: dict[str, str] | None = None) -> Any:
-    return JSONResponse(error_body(message, status=status), status_code=status, headers=headers)
+def _refusal(scope: Scope, message: str, status: int, headers: dict[str, str] | None = None) -> Any:
+    return JSONResponse(body_for(scope["path"], message, status), status_code=status, headers=headers)

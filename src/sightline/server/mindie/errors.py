@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from sightline.server.errors import RETRY_AFTER, RequestError
+from sightline.server.errors import RETRY_AFTER, RequestError, error_body
 
 log = logging.getLogger("sightline.server")
 
@@ -38,6 +38,16 @@ def speaks_mindie(path: str) -> bool:
 def body_of(message: str, status: int) -> dict[str, str]:
     kind = _TYPES.get(status) or _TYPES[400 if status < 500 else 500]
     return {"error": message, "error_type": kind}
+
+
+def body_for(path: str, message: str, status: int, code: str | None = None) -> dict[str, Any]:
+    """An error's body in the form that the clients of a path expect: MindIE's or OpenAI's."""
+    return body_of(message, status) if speaks_mindie(path) else error_body(message, status=status, code=code)
+
+
+def response_for(path: str, error: RequestError) -> JSONResponse:
+    """An error's answer in the form that the clients of a path expect."""
+    return response_of(error) if speaks_mindie(path) else error.response()
 
 
 def response_of(error: RequestError) -> JSONResponse:
