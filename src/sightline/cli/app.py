@@ -48,6 +48,10 @@ ENTRIES = {
         "Fold a LoRA adapter into its base model.",
         "sightline merge --model BASE --adapter runs/lora -o merged",
     ),
+    "convert": Entry(
+        "Convert weights between Hugging Face and MindSpeed-MM.",
+        "sightline convert hf-to-mm --hf-dir MODEL -o mm --pp-llm 12,16 --pp-vit 32,0",
+    ),
     "quantize": Entry(
         "Write a copy of a model in 8 or 4 bit.",
         "sightline quantize --model MODEL -o quantized --quantization int8",

@@ -76,6 +76,11 @@ def architecture_of(files: MegatronFiles) -> Architecture:
         ) from error
 
 
+def is_wan(files: MegatronFiles) -> bool:
+    """Whether the checkpoint is of Wan's transformer."""
+    return any(place.name.startswith("blocks.0.self_attn.proj_q.") for place in files.entries)
+
+
 def _same_head(files: MegatronFiles) -> bool:
     """Whether head and embedding are the same numbers; the copy of a tied model is."""
     ends = {name: [place for place in files.entries if place.name == name] for name in (_EMBEDDING, _HEAD)}

@@ -67,6 +67,10 @@ def wan_mm_to_hf(
         raise SightlineError(
             f"{files.folder} has {stages.total} blocks, but {template}/config.json says num_layers {layers}"
         )
+
+    def beside(target: Path) -> None:
+        shutil.copyfile(template / "config.json", target / "config.json")
+
     return write_hugging_face(
         output,
         [
@@ -78,7 +82,7 @@ def wan_mm_to_hf(
         stem=wan.STEM,
         plan={"job": "wan-mm-to-hf", "sources": sources(files.files.values())},
         run=run,
-        beside=lambda target: shutil.copyfile(template / "config.json", target / "config.json") and None,
+        beside=beside,
     )
 
 
