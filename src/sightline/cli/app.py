@@ -52,6 +52,8 @@ ENTRIES = {
         "Convert weights between Hugging Face and MindSpeed-MM.",
         "sightline convert hf-to-mm --hf-dir MODEL -o mm --pp-llm 12,16 --pp-vit 32,0",
     ),
+    "inspect": Entry("Say what is in a folder of weights.", "sightline inspect MODEL"),
+    "diff": Entry("Compare the weights of two models.", "sightline diff base merged"),
     "quantize": Entry(
         "Write a copy of a model in 8 or 4 bit.",
         "sightline quantize --model MODEL -o quantized --quantization int8",
