@@ -63,7 +63,7 @@ def command(
         _say_proof(proof.difference, proof.moved)
         return
     if output is None:
-        raise UsageError("-o is needed: the folder to write")
+        raise UsageError("--output is needed: the folder to write")
     report = merging.merge(
         base,
         adapter,
