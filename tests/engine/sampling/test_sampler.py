@@ -127,13 +127,43 @@ class Held:
 
     astray, error = False, None
 
-    def __init__(self, tokens: list[int], width: int) -> None:
+    def __init__(self, tokens: list[int], width: int, only_ends: bool = False) -> None:
+        self.only_ends, self.complete = only_ends, False
         bits = np.zeros(-(-width // 32) * 32, np.bool_)
         bits[tokens] = True
         self._words = np.packbits(bits, bitorder="little").view(np.int32)
 
     def mask(self, *, ends: bool = True) -> tuple[Any, bool]:
-        return self._words, False
+        return self._words, self.only_ends
+
+    def push(self, token: int) -> None:
+        self.astray = True
+
+
+def test_nothing_forbids_the_end_of_a_form() -> None:
+    """Where only an end may come it comes, and ends the answer, also where every other setting is against it."""
+    logits = torch.randn(1, 3000)
+    against = {"min_tokens": 9, "allowed_token_ids": [7], "ignore_eos": True, "logit_bias": {4: -100}}
+    for temperature in (0, 1):
+        answer = answer_of(ends=(4,), temperature=temperature, **against)
+        answer._ends = frozenset({4})  # as with a form from the start
+        answer.rules.structure = Held([4], 3000, only_ends=True)  # type: ignore[assignment]
+        choice = Sampler(3000, "cpu").choose(logits, [answer])[0]
+        assert (choice.token, choice.fault) == (4, None)
+        assert not answer.accept(choice)
+        assert answer.output.finish_reason == "stop"
+
+
+def test_a_form_knows_the_ends_that_a_request_ignores() -> None:
+    params = SamplingParams(ignore_eos=True)
+    held: Any = Held([4], 3000, only_ends=True)
+    answer = Answer(params, end_tokens={4}, limit=9, tokenizer=make_tokenizer(), seed=0, structure=held)
+    assert not answer.accept(Choice(4))
+    assert answer.output.finish_reason == "stop"
+    astray = Answer(params, end_tokens={4}, limit=9, tokenizer=make_tokenizer(), seed=0, structure=held)
+    assert not astray.accept(Choice(8))
+    assert astray.output.finish_reason == "error"
+    assert "left the form" in str(astray.error)
 
 
 @pytest.mark.parametrize("count", [1, 5, 900, 2000])
