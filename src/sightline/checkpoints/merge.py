@@ -130,7 +130,7 @@ def check(
     proof = proofs.verify(base, adapters, merged, weights=_weights(list(adapters), weights))
     if proof.lost:
         raise SightlineError(
-            f"{merged} answers no more like base + adapter than the base does (logits differ by "
+            f"{merged} answers hardly more like base + adapter than the base does (logits differ by "
             f"{proof.difference:.3g}, the base's by {proof.moved:.3g}): in the base's dtype the adapter's "
             "change is lost, or it is another adapter's; merge into a float32 copy of the base, or use the adapter "
             "unmerged"
