@@ -221,6 +221,16 @@ def fragments(samples: int) -> bytes:
     return patched(data, b"trun", (8, samples)) if samples else data
 
 
+def box(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + name + body
+
+
+def behind_a_long_length(data: bytes) -> bytes:
+    """What FFmpeg then takes for the number of samples stands where another reader sees an offset."""
+    at = data.find(b"trun")
+    return data[: at - 4] + struct.pack(">I", 1) + data[at:]
+
+
 # fmt: off
 CLIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "many samples": (bomb, "samples"),
@@ -229,6 +239,11 @@ CLIPS: dict[str, tuple[Callable[[], bytes], str]] = {
         "samples|damaged"),
     "many samples that are called sound": (lambda: bomb().replace(b"vide", b"soun"), "samples"),
     "a fragment of many samples": (lambda: fragments(2**31), "samples"),
+    "a fragment of many samples behind a long length": (lambda: behind_a_long_length(fragments(8)), "64 bits"),
+    "many pictures": (
+        lambda: clip(frames=4) + box(b"meta", bytes(4) + box(b"iloc", b"\2\0\0\0DD\x07\0\0\0")),
+        "samples",
+    ),
     "a compressed index": (lambda: clip(frames=4).replace(b"udta", b"cmov"), "compressed index"),
     "more frames than allowed": (lambda: patched(patched(clip(frames=4), b"stsz", (8, 1), (12, 60_000)),
         b"stts", (12, 60_000)), "frames|damaged"),

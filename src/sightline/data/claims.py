@@ -146,8 +146,8 @@ def _mp4(file: BinaryIO, budget: Budget) -> str:
     tracks = [_Track()]
     looked = 0
     for number, (name, body) in enumerate(_tables(file, size)):
-        if name == b"cmov":
-            return "a compressed index"
+        if name in _REFUSED:
+            return _REFUSED[name]
         if name == b"trak":
             tracks.append(_Track())
         looked += tracks[-1].read(name, body)
@@ -159,11 +159,14 @@ def _mp4(file: BinaryIO, budget: Budget) -> str:
     return f"more than {_EDITED:,} edits" if any(track.edits > _EDITED for track in tracks) else ""
 
 
+_REFUSED = {b"cmov": "a compressed index", b"wide": "a table with a length of 64 bits"}
+
+
 class _Track:
     """What the tables between one `trak` and the next claim; FFmpeg gives them to the track that came last."""
 
     def __init__(self) -> None:
-        self._counts = {b"stsz": 0, b"stz2": 0, b"stts": 0, b"ctts": 0, b"trun": 0}
+        self._counts = {b"stsz": 0, b"stz2": 0, b"stts": 0, b"ctts": 0, b"trun": 0, b"items": 0}
         self._entries = 0
         self._chunks = self._per_chunk = 0
         self._formats: list[bytes] = []
@@ -196,6 +199,11 @@ class _Track:
             if name == b"stts":
                 self._steps.append(rows[:, 1].tolist() == [1] if len(rows) == 1 else False)
             return rows.nbytes
+        elif name in (b"iloc", b"iinf"):
+            # Pictures in a container of clips; only the newer versions can count beyond 65,535.
+            self._counts[b"items"] += (
+                _number(body, 6 if name == b"iloc" else 4) if bytes(body[:1]) > _OLD[name] else 0
+            )
         elif name == b"elst":
             self._entries += _number(body, 4)
         elif name in (b"stco", b"co64"):
@@ -210,6 +218,7 @@ class _Track:
         return 24
 
 
+_OLD = {b"iloc": b"\1", b"iinf": b"\0"}
 _PCM = frozenset(
     {
         b"sowt",
@@ -226,7 +235,7 @@ _PCM = frozenset(
         b"ipcm",
     }
 )
-_TABLE = re.compile(rb"trak|stsz|stz2|stts|ctts|stsc|stco|co64|stsd|trun|elst|cmov")
+_TABLE = re.compile(rb"trak|stsz|stz2|stts|ctts|stsc|stco|co64|stsd|trun|elst|cmov|iloc|iinf")
 
 
 def _tables(file: BinaryIO, size: int) -> Iterator[tuple[bytes, memoryview]]:
@@ -239,7 +248,9 @@ def _tables(file: BinaryIO, size: int) -> Iterator[tuple[bytes, memoryview]]:
         data = file.read(min(end - start, _LONGEST_INDEX))
         view = memoryview(data)
         for found in _TABLE.finditer(data):
-            yield found.group(), view[found.end() :]
+            # A length of 1 says that the true one, of 64 bits, follows; no honest table is so long.
+            wide = data[max(0, found.start() - 4) : found.start()] == b"\0\0\0\1"
+            yield b"wide" if wide and found.group() != b"trak" else found.group(), view[found.end() :]
 
 
 def _outside_media_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -353,8 +354,10 @@ def test_table(case: Case, folders: dict[str, Path]) -> None:
         assert isinstance(found, bytes) or source.startswith("data:")
         assert isinstance(found, str) or len(found) > 50
     else:
+        start = time.perf_counter()
         with pytest.raises(RequestError) as caught:
             asyncio.run(play())
+        assert case.expected != SLOW or time.perf_counter() - start < 2.5
         check_refusal(case, caught.value, [str(folder) for folder in folders.values()])
     if case.dials is not None:
         assert len(net.dialed) == case.dials

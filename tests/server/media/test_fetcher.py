@@ -21,6 +21,7 @@ from sightline.server.errors import RequestError
 from sightline.server.media import Fetcher, MediaPolicy
 from sightline.server.media.local import read_local
 from sightline.server.media.refusal import Refused
+from sightline.server.media.resolver import SystemResolver
 
 SITE = "http://pics.example"
 
@@ -234,6 +235,45 @@ def test_a_slow_name_server_does_not_outlast_the_time_limit() -> None:
             await fetcher.resolve(ask(f"{SITE}/a"))
 
     with pytest.raises(RequestError, match="took too long"):
+        asyncio.run(run())
+
+
+def test_a_stuck_drive_holds_up_neither_its_request_nor_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    stuck, ended = threading.Event(), threading.Event()
+
+    def read(source: str, roots: Any, most: int) -> bytes:
+        if source.endswith("stuck.png"):
+            stuck.wait(20)
+            ended.set()
+        return read_local(source, roots, most)
+
+    monkeypatch.setattr("sightline.server.media.fetcher.read_local", read)
+
+    async def both(fetcher: Fetcher) -> None:
+        one = asyncio.ensure_future(fetcher.resolve(ask(f"file://{tmp_path}/stuck.png")))
+        found = await fetcher.resolve(ask(f"file://{tmp_path}/a.png"))
+        assert found.images[0].source == PNG
+        with pytest.raises(RequestError, match="could not be read in time") as caught:
+            await one
+        assert caught.value.status == 503
+
+    try:
+        play(Net(), both, allowed_local_paths=(tmp_path,), fetch_seconds=0.3)
+    finally:
+        stuck.set()
+    assert ended.wait(5)  # after its loop was closed
+
+
+def test_the_system_knows_this_machine_and_is_not_believed() -> None:
+    async def run() -> None:
+        assert set(await SystemResolver()("localhost", 80)) <= {"127.0.0.1", "::1"}
+        async with Fetcher(MediaPolicy()) as fetcher:
+            await fetcher.resolve(ask("http://localhost/a.png"))
+
+    with pytest.raises(RequestError, match="not a public host"):
         asyncio.run(run())
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +23,8 @@ from sightline.server.media import refusal
 from sightline.server.media.local import is_file_url, is_plain_path, read_local
 from sightline.server.media.policy import MediaPolicy
 from sightline.server.media.refusal import Refused
-from sightline.server.media.resolver import CheckedBackend, Resolver, own_addresses, system_resolver
+from sightline.server.media.resolver import CheckedBackend, Resolver, own_addresses
+from sightline.server.media.threads import Threads
 from sightline.server.media.urls import WebAddress, parse_url
 from sightline.server.media.web import WebClient, check_kind
 
@@ -51,7 +51,7 @@ class Fetcher:
 
     Args:
         policy: what is allowed, and the limits.
-        resolver: from a host's name to its addresses; asked once for each connection.
+        resolver: from a host's name to its addresses; asked once for each connection. By default the system's.
         dialer: opens connections to addresses that were found public.
         tls: whom to believe about https hosts.
     """
@@ -60,14 +60,14 @@ class Fetcher:
         self,
         policy: MediaPolicy,
         *,
-        resolver: Resolver = system_resolver,
+        resolver: Resolver | None = None,
         dialer: httpcore2.AsyncNetworkBackend | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.policy = policy
         self._web = WebClient(policy, CheckedBackend(resolver, dialer, own_addresses()), tls)
         self._connections = asyncio.Semaphore(policy.connections)
-        self._files = ThreadPoolExecutor(4, "sightline-media-file")
+        self._files = Threads(16, "sightline-media-file")
         self._held = 0
 
     async def __aenter__(self) -> Fetcher:
@@ -75,7 +75,6 @@ class Fetcher:
 
     async def __aexit__(self, *_: object) -> None:
         await self._web.aclose()
-        self._files.shutdown(wait=False, cancel_futures=True)
 
     @property
     def held_bytes(self) -> int:
@@ -207,7 +206,11 @@ class Fetcher:
 
     async def _from_disk(self, task: _Task, take: Callable[[int], None]) -> bytes:
         read = partial(read_local, task.source, self.policy.allowed_local_paths, self.policy.max_bytes)
-        data = await asyncio.get_running_loop().run_in_executor(self._files, read)
+        try:
+            with anyio.fail_after(self.policy.fetch_seconds):
+                data = await self._files.run(read)
+        except TimeoutError:
+            raise refusal.slow_file() from None
         take(len(data))
         check_kind(data, task.kind)
         return data

@@ -50,6 +50,10 @@ def no_such_file() -> Refused:
     return Refused("names a file that this server does not have or may not open")
 
 
+def slow_file() -> Refused:
+    return Refused("names a file that could not be read in time; try again", 503)
+
+
 def bad_redirect() -> Refused:
     return Refused("is redirected to an address that this server does not fetch; give the final address")
 

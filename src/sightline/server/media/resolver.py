@@ -6,10 +6,8 @@ the address that is used, for the first hop and for every redirect, and no secon
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -17,25 +15,29 @@ import httpcore2
 
 from sightline.server.media.addresses import is_public, parse_address
 from sightline.server.media.refusal import closed_host
+from sightline.server.media.threads import Threads
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 # Of the addresses that a name has; the first that answers is used.
 _MOST_TRIES = 4
-# The system's resolver blocks a thread for as long as a name server likes, so look-ups have threads of their own.
-_LOOKUPS = ThreadPoolExecutor(16, "sightline-lookup")
+_LOOKUPS = 32  # at once
 
 
-async def system_resolver(host: str, port: int) -> list[str]:
-    """All addresses of `host` in the order of the system's preference; none where it has none.
+class SystemResolver:
+    """Looks names up as the system does (its hosts file, its name servers)."""
 
-    Raises:
-        OSError: the name servers do not know it or do not answer.
-    """
-    found = await asyncio.get_running_loop().run_in_executor(
-        _LOOKUPS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    )
-    return list(dict.fromkeys(str(address[4][0]) for address in found))
+    def __init__(self) -> None:
+        self._threads = Threads(_LOOKUPS, "sightline-lookup")
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        """All addresses of `host` in the order of the system's preference; none where it has none.
+
+        Raises:
+            OSError: the name servers do not know it or do not answer.
+        """
+        found = await self._threads.run(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
 def own_addresses() -> frozenset[str]:
@@ -54,18 +56,18 @@ class CheckedBackend(httpcore2.AsyncNetworkBackend):
     """Opens connections to public addresses alone.
 
     Args:
-        resolver: asked once for each connection.
+        resolver: asked once for each connection; by default the system's.
         dialer: connects to the address that was checked.
         closed: further addresses, in their usual notation, that are never connected to.
     """
 
     def __init__(
         self,
-        resolver: Resolver = system_resolver,
+        resolver: Resolver | None = None,
         dialer: httpcore2.AsyncNetworkBackend | None = None,
         closed: Iterable[str] = (),
     ) -> None:
-        self._resolver = resolver
+        self._resolver = resolver or SystemResolver()
         self._dialer = dialer or httpcore2.AnyIOBackend()
         self._closed = frozenset(closed)
 
