@@ -73,8 +73,12 @@ class Template:
         conversation = conversation_of(request.messages, parts, service.limits)
         self._check_tools(toolbox)
         conversation = toolbox.shown_in(conversation, self._default_system)
-        goes_on = conversation.messages[-1].role == "assistant"
-        plain = not (goes_on or request.add_generation_prompt is False or request.chat_template_kwargs)
+        # The engine leaves out what the assistant said last, and renders the rest as the template does by itself.
+        plain = conversation.messages[-1].role != "assistant" and not (
+            request.continue_final_message
+            or request.add_generation_prompt is False
+            or request.chat_template_kwargs
+        )
         if plain and truncated is None:
             return Asked(conversation, conversation, parts)
         text = self.render(request, conversation)
