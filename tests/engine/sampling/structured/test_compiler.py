@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -271,3 +272,23 @@ def test_a_slow_tokenizer_is_told() -> None:
 
     with pytest.raises(SightlineError, match="needs a fast tokenizer, not Slow"):
         Compiler(Slow(), 400, frozenset()).compile(StructuredOutputsParams(choice=["a"]))
+
+
+def test_the_process_imports_nothing_from_where_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "signal", "llguidance", "sightline"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    trial = Trial()
+    try:
+        assert trial.compile({"kind": "regex", "value": "a", "whitespace": {}})
+    finally:
+        trial.close()
+
+
+def test_a_compiler_that_was_closed_leaves_no_process() -> None:
+    compiler = Compiler(make_tokenizer(), 400, frozenset({2}))
+    compiler.close()
+    compiler.compile(StructuredOutputsParams(regex="ab"))
+    assert all(trial._process is None for trial in compiler._all)

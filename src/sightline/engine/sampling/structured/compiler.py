@@ -103,8 +103,10 @@ class Compiler:
             return trial.compile(source, self._seconds)
         finally:
             with self._lock:
-                if not self._closed:
-                    self._idle.append(trial)
+                self._idle.append(trial)
+                closed = self._closed
+            if closed:
+                trial.close()
 
     def _vocabulary_now(self) -> Vocabulary:
         with self._building:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from sightline.engine.sampling.structured.form import error_of, grammar_of, parser_limits, words_of
@@ -84,7 +85,9 @@ class Trial:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 encoding="utf-8",
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                # What this process can import, and nothing that lies in the folder in which it happens to run.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+                cwd=Path(__file__).parents[4],
                 start_new_session=True,  # Ctrl-C is the engine's to handle
             )
         except OSError as error:
