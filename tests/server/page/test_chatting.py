@@ -256,6 +256,19 @@ def test_conversations_are_listed_renamed_and_deleted(page: Any, fake: Fake) -> 
     page.locator("#conversations .open", has_text="Renamed").wait_for()
 
 
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_deleted(page: Any, fake: Fake) -> None:
+    fake.answers.append(["a", 60.0])
+    ask(page, "gone")
+    page.locator(".assistant.writing").wait_for()
+    page.locator("#conversations li").hover()
+    page.get_by_role("button", name="Delete gone").click()
+    assert fake.left.wait(5)
+    page.wait_for_timeout(100)
+    assert page.locator("#conversations .open").count() == 0
+    page.reload()
+    page.locator("#no-conversations").wait_for()
+
+
 def test_an_answer_goes_on_while_another_conversation_is_open(page: Any, fake: Fake) -> None:
     fake.answers.append(["Slow ", 0.4, "answer."])
     ask(page, "slow one")

@@ -140,7 +140,7 @@ def test_whatever_a_prefix_shows_the_end_is_the_same(bare: Any) -> None:
 
 
 def test_events_do_not_care_where_the_network_cuts(bare: Any) -> None:
-    raw = 'data: {"a":1}\r\n\r\n: note\n\ndata:two\ndata: lines\n\nevent: x\rdata: three\r\rdata: open'
+    raw = 'data: {"a":1}\r\n\r\n: note\n\ndata:two\r\ndata: lines\r\n\r\nevent: x\rdata: three\r\rdata: open'
     found = bare.evaluate(
         """async (raw) => {
             const { EventParser } = await import("/page/stream.js");
