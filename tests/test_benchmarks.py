@@ -11,10 +11,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import serve_http
 import serve_offline
 from offline import contest, measure, report, shapes, worker
 from offline.counts import Counts
 from offline.engines import Job, Prompt
+from online import clock, contestants, process, workload
+from online import report as online_report
 
 from sightline.errors import SightlineError
 from sightline.files import write_json
@@ -153,3 +156,101 @@ def test_engines_that_answer_otherwise_are_seen() -> None:
 
 def test_peak_memory_counts_this_process() -> None:
     assert worker.peak_memory("cpu") > 50 << 20
+
+
+def served(duration: float, ttft: float = 100.0, number: int = 0) -> dict[str, Any]:
+    figures = dict.fromkeys((*online_report._FIGURES, *online_report._MORE), 1.0)
+    level = {**figures, "duration": duration, "output_throughput": 10 / duration, "median_ttft_ms": ttft}
+    return {"ready_s": 1.0, "round": number, "levels": {"4": level}}
+
+
+def test_overhead_is_told_round_by_round() -> None:
+    """Of two rounds, of which the slower one is slower for both."""
+    rounds = {
+        "sightline": [served(1.1, 30.0), served(2.04, 30.0, number=1)],
+        "engine": [served(1.0, 28.0), served(2.0, 26.0, number=1)],
+    }
+    (row,) = online_report.overhead(rounds)
+    assert row == {
+        "clients": "4",
+        "HTTP adds %": "+6.0",
+        "least": "+2.0",
+        "most": "+10.0",
+        "to TTFT ms": "+3.0",
+    }
+    assert online_report.overhead({"sightline": rounds["sightline"]}) == []
+
+
+def test_ratios_say_how_many_times_as_fast_the_server_is() -> None:
+    rounds = {"sightline": [served(1.0, 50.0)], "engine": [served(1.0)], "vllm": [served(2.0, 200.0)]}
+    middles = {name: online_report.middle(several) for name, several in rounds.items()}
+    (row,) = online_report.ratios(middles)
+    assert row == {"": "sightline : vllm", "tokens/s at 4": 2.0, "TTFT at 4": 4.0}
+
+
+def test_a_server_s_processes_are_gone_at_the_end() -> None:
+    import psutil
+
+    # Not http.server.test: it looks up this machine's name first, which may take long.
+    serving = """
+import http.server, socketserver, subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
+place = ("127.0.0.1", int(sys.argv[2]))
+socketserver.TCPServer(place, http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+    server = contestants.Server("plain", [sys.executable, "-c", serving], ready="/")
+    with pytest.raises(KeyboardInterrupt), process.running(server) as it:
+        family = [it.process, *it.process.children(recursive=True)]
+        assert len(family) == 2
+        assert 0 < it.ready_s < 60
+        assert it.idle_share(0.2) < 0.9
+        raise KeyboardInterrupt
+    assert not any(psutil.pid_exists(one.pid) and one.status() != "zombie" for one in family)
+
+
+def test_a_server_that_does_not_start_is_told_with_its_words() -> None:
+    server = contestants.Server("bad", [sys.executable, "-c", "import sys; sys.exit('no such model')"])
+    with (
+        pytest.raises(SightlineError, match="bad ended with code 1; it wrote:\nno such model"),
+        process.running(server),
+    ):
+        pass
+    with (
+        pytest.raises(SightlineError, match="gone: cannot start /nowhere/python"),
+        process.running(contestants.Server("gone", ["/nowhere/python"])),
+    ):
+        pass
+
+
+def test_the_load_generator_is_timed_by_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "STREAMS", (1, 4))
+    rows = clock.measure(100.0, 0.3)
+    assert [(row["streams"], row["chunks"], row["failed"]) for row in rows] == [(1, 30, 0), (4, 32, 0)]
+    # A chunk is noted after it was sent: the clock is the same in both processes.
+    assert all(0 < row["median_late_us"] < 1e6 for row in rows)
+
+
+def test_servers_are_compared_end_to_end(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    small = workload.Workload("demo", {1: 1, 2: 3}, (56, 56), words=4, new_tokens=3, rounds=1)
+    monkeypatch.setitem(workload.QUICK, "demo", small)
+    arguments = ["--quick", "--model", str(tiny_folder), "--contestants", "sightline,engine,vllm"]
+    arguments += ["--idle-seconds", "0.3", "--json", str(tmp_path / "found.json")]
+    serve_http.run(serve_http.parse(arguments))
+    found = json.loads((tmp_path / "found.json").read_text())["demo"]
+    for name in ("sightline", "engine"):
+        (one,) = found["rounds"][name]
+        assert [level["completed"] for level in one["levels"].values()] == [1, 3]
+        assert one["levels"]["2"]["total_output_tokens"] == 9
+        assert one["ready_s"] > 0
+    # The same prompts for both.
+    tokens = {
+        one["levels"]["2"]["total_input_tokens"]
+        for (one,) in map(found["rounds"].get, ("sightline", "engine"))
+    }
+    assert len(tokens) == 1
+    assert list(found["failures"]) == ["vllm"]
+    printed = capsys.readouterr().out
+    assert "vllm failed: vllm runs in a Python of its own; give it with --vllm-python" in printed
+    assert "HTTP adds %" in printed

@@ -6,8 +6,8 @@ size that comes. What each needs to be installed:
     sightline      nothing more
     vllm           a Python of its own (benchmarks/offline/engines/vllm.py tells how it is made), by --vllm-python
     transformers   `pip install "transformers[serving]" torchvision`, in this Python or that of --transformers-python;
-                   where torchvision has no build for the torch at hand, a copy of the usual one on PYTHONPATH does (made
-                   as for vllm), whose io/image.py gets a `decode_image` of Pillow at its end:
+                   where torchvision has no build for the torch at hand, a copy of the usual one on PYTHONPATH does
+                   (made as for vllm), whose io/image.py gets a `decode_image` of Pillow at its end:
 
                        def decode_image(input, mode=None, apply_exif_orientation=False):
                            import io, numpy, PIL.Image

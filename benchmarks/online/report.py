@@ -11,7 +11,7 @@ from offline.report import Row
 from online.contestants import ENGINE
 
 _OURS = "sightline"
-_FIGURES = ("output_throughput", "request_throughput", "duration", "median_ttft_ms", "p99_ttft_ms")
+_FIGURES = ("failed", "output_throughput", "request_throughput", "duration", "median_ttft_ms", "p99_ttft_ms")
 _MORE = ("median_tpot_ms", "median_itl_ms", "p99_itl_ms", "median_e2el_ms", "server_cpu_s", "client_cpu_s")
 
 Rounds = Sequence[Mapping[str, Any]]
@@ -65,8 +65,12 @@ def loads(middles: Mapping[str, Mapping[str, Any]]) -> list[Row]:
                         "TPOT ms": level["median_tpot_ms"],
                         "ITL p99": level["p99_itl_ms"],
                         "E2EL ms": level["median_e2el_ms"],
+                        "failed": level["failed"],
                     }
                 )
+    if not any(row["failed"] for row in rows):
+        for row in rows:
+            del row["failed"]
     return rows
 
 
