@@ -150,7 +150,7 @@ def _confine() -> None:
     if hard == resource.RLIM_INFINITY or hard > MEMORY:
         with suppress(ValueError, OSError):  # macOS knows no such limit
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, hard))
-    os.nice(5)  # the engine goes first
+    os.nice(10)  # the engine goes first
 
 
 def _try(source: dict[str, Any], tokenizer: Any) -> dict[str, str]:
