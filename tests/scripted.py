@@ -29,12 +29,13 @@ DONE = sse(b"[DONE]")
 
 @dataclass
 class Answer:
-    """Pieces, each sent after its delay in seconds; `cut` closes the connection without the end of the body."""
+    """Pieces, each sent after its delay in seconds; `cut` closes the connection before the body ends, `closes` after."""
 
     pieces: list[tuple[float, bytes]] = field(default_factory=list)
     status: int = 200
     kind: str = "text/event-stream"
     cut: bool = False
+    closes: bool = False
 
 
 def plain(tokens: int = 3, delay: float = 0.0, prompt: int = 7) -> Answer:
@@ -62,6 +63,8 @@ class Scripted:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.port = 0
+        self.hang_up_at = -1  # closes instead of answering the request of this number, from 1
+        self.hang_ups = 0
 
     @property
     def url(self) -> str:
@@ -103,6 +106,9 @@ class Scripted:
                 )
                 body = json.loads(await reader.readexactly(length)) if length else {}
                 self.heads.append(head)
+                if len(self.heads) == self.hang_up_at:
+                    self.hang_ups += 1
+                    return
                 if not await self._answer(head.split()[1], body, writer):
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -143,4 +149,4 @@ class Scripted:
             return False
         writer.write(b"0\r\n\r\n")
         await writer.drain()
-        return True
+        return not answer.closes

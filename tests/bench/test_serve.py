@@ -71,6 +71,22 @@ def test_no_more_than_asked_for_are_open(scripted: Start) -> None:
     assert together.most_open == 6
 
 
+def test_connections_that_the_server_does_not_keep(scripted: Start) -> None:
+    server = scripted(replace(plain(tokens=2), closes=True))
+    found = measure(server, prompts=10, max_concurrency=2)
+    assert (found["completed"], found["failures"]) == (10, {})
+    assert server.connections > 10
+
+
+def test_a_connection_closed_after_the_request_was_sent_is_tried_anew(scripted: Start) -> None:
+    """As a server does whose patience with an idle connection ends at that moment; nothing was answered yet."""
+    server = scripted(plain(tokens=2))
+    server.hang_up_at = 5  # the second counted one, behind the model, /tokenize, the try and the first
+    found = measure(server, prompts=4, max_concurrency=1)
+    assert (found["completed"], found["failures"]) == (4, {})
+    assert server.hang_ups == 1
+
+
 def test_a_rate_spreads_the_requests(scripted: Start) -> None:
     server = scripted(plain(tokens=1))
     found = measure(server, prompts=10, arrivals=Arrivals(rate=25.0))
@@ -225,6 +241,17 @@ def test_a_sweep_asks_new_prompts_at_each_load(scripted: Start) -> None:
     assert len(set(texts)) == len(texts)
     (rate,) = bench(replace(settings, sweep=(50.0,), sweep_rates=True))
     assert (rate["load_kind"], rate["load"]) == ("rate", 50.0)
+
+
+def test_how_many_are_asked_by_default(scripted: Start, tmp_path: Path) -> None:
+    assert [load.prompts for load in BenchSettings(sweep=(1, 4)).loads()] == [10, 32]
+    assert [load.prompts for load in BenchSettings(sweep=(1, 4), prompts=7).loads()] == [7, 7]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "a"}]}\n' * 5)
+    data = DataSettings(dataset=str(rows))
+    server = scripted(plain())
+    found = measure(server, data=data, prompts=None, warmup=2)
+    assert found["num_prompts"] == 3  # those that the warm-up leaves
 
 
 def test_the_same_seed_asks_the_same(scripted: Start) -> None:

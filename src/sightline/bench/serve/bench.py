@@ -31,8 +31,8 @@ class BenchSettings:
     """Whom to ask, what, how much and how fast.
 
     Attributes:
-        prompts: requests of each load; None is 100, all rows of a dataset, or in a sweep over concurrency eight a
-            client and at least ten.
+        prompts: requests of each load; None is all rows of a dataset that the warm-up leaves, else 100, or in a sweep
+            over concurrency eight a client and at least ten.
         max_concurrency: requests open at a time; None for any number.
         sweep: several loads, as numbers of concurrent requests, or of requests a second with `sweep_rates`.
         fields: of every body, such as {"temperature": 0.0}.
@@ -87,7 +87,15 @@ class BenchSettings:
                 replace(self, sweep=(), arrivals=replace(self.arrivals, rate=float(rate)))
                 for rate in self.sweep
             ]
-        return [replace(self, sweep=(), max_concurrency=int(clients)) for clients in self.sweep]
+        return [
+            replace(
+                self, sweep=(), max_concurrency=clients, prompts=self.prompts or self._prompts_for(clients)
+            )
+            for clients in map(int, self.sweep)
+        ]
+
+    def _prompts_for(self, clients: int) -> int | None:
+        return max(10, 8 * clients) if self.data.is_random else None
 
 
 def bench(settings: BenchSettings) -> list[dict[str, Any]]:
@@ -222,10 +230,9 @@ def _percentiles(settings: BenchSettings) -> tuple[float, ...]:
 
 
 def _default_prompts(settings: BenchSettings, rows: int | None) -> int:
-    if rows is not None:
-        return rows
-    clients = settings.max_concurrency
-    return max(10, 8 * clients) if clients else _PROMPTS
+    if rows is None:
+        return _PROMPTS
+    return rows - settings.warmup if rows > settings.warmup else rows
 
 
 def _load_name(settings: BenchSettings) -> str:
