@@ -156,6 +156,7 @@ def test_answers_are_cut_to_the_servers_length(serve: Callable[..., Served]) -> 
         ({"prompt": [{"type": "text", "text": 3}]}, "prompt[0]"),
         ({"prompt": [{"type": "image_url"}]}, "prompt[0].image_url"),
         ({"prompt": [{"type": "image_url", "image_url": {"url": 3}}]}, "prompt[0].image_url"),
+        ({"prompt": parts({"url": "/a", "detail": 3})}, "prompt[0].image_url.detail"),  # type: ignore[arg-type]
         ({"prompt": parts("ftp://example.com/a.png")}, "prompt[0].image_url"),
         ({"prompt": parts("http://127.0.0.1:1/a.png")}, "prompt[0].image_url"),
         ({"prompt": parts("/etc/hostname")}, "prompt[0].image_url"),

@@ -137,7 +137,8 @@ def _part(reader: PartReader, part: Any, where: str) -> ConversationPart:
         value = part.get(kind)
         url = value.get("url") if isinstance(value, Mapping) else value
         if isinstance(url, str):
-            part = {**part, kind: _url(url, kind)}
+            plain = _url(url, kind)
+            part = {**part, kind: {**value, "url": plain} if isinstance(value, Mapping) else plain}
     return reader.read(part, where)
 
 
