@@ -14,7 +14,8 @@ PING = ": ping\n\n"
 PING_SECONDS = 15.0
 
 _T = TypeVar("_T")
-_SEPARATORS = (",", ":")
+# Made once: `json.dumps` makes one anew for every call that sets anything.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 # Line ends of Unicode, at which some clients cut lines.
 _BREAKS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
@@ -30,7 +31,7 @@ def data(text: str) -> str:
 
 def compact(value: Any) -> str:
     """JSON on one line, without blanks."""
-    return _unbroken(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=_SEPARATORS))
+    return _unbroken(_encode(value))
 
 
 def quoted(text: str) -> str:

@@ -41,6 +41,30 @@ _USAGE = {
 }
 
 
+# What the settings may be; they are checked where they are made (`sampling`, and the engine's SamplingParams).
+_RANGES: dict[str, dict[str, float]] = {
+    "temperature": {"minimum": 0, "maximum": 100},
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "top_k": {"minimum": -1},
+    "min_p": {"minimum": 0, "maximum": 1},
+    "repetition_penalty": {"exclusiveMinimum": 0, "maximum": 100},
+    "presence_penalty": {"minimum": -2, "maximum": 2},
+    "frequency_penalty": {"minimum": -2, "maximum": 2},
+    "length_penalty": {"minimum": 1, "maximum": 1},
+    "n": {"minimum": 1},
+    "best_of": {"minimum": 1},
+    "max_tokens": {"minimum": 0},
+    "max_completion_tokens": {"minimum": 1},
+    "min_tokens": {"minimum": 0},
+    "seed": {"minimum": -(2**63), "maximum": 2**63 - 1},
+    "top_logprobs": {"minimum": 0, "maximum": 20},
+    "prompt_logprobs": {"minimum": 0, "maximum": 20},
+    "truncate_prompt_tokens": {"minimum": -1},
+    "stream_interval": {"minimum": 1},
+    "priority": {"minimum": -(2**31), "maximum": 2**31},
+}
+
+
 def _answer(kind: str, choice: dict[str, Any]) -> dict[str, Any]:
     choice = {"index": _INT, "logprobs": _OR_NULL, "finish_reason": _TEXT, **choice}
     return {
@@ -127,6 +151,8 @@ def _whole(request: type[BaseModel]) -> dict[str, Any]:
     """A request's schema; "#/$defs" would point outside of it in an OpenAPI document, so parts are put in place."""
     schema = request.model_json_schema()
     parts = schema.pop("$defs", {})
+    for name, field in schema["properties"].items():
+        field.update(_RANGES.get(name, {}))
     text = json.dumps(schema)
     for _ in parts:  # parts refer to one another
         for name, part in parts.items():
