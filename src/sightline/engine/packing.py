@@ -20,20 +20,27 @@ _PATCHES_TOGETHER = 1024
 
 
 def by_adapter(chunks: list[Chunk]) -> tuple[list[Chunk], list[Group]]:
-    """A step's chunks with those of one adapter together, those of the base first; and the rows of each adapter."""
-    ordered: dict[LoadedAdapter | None, list[Chunk]] = {None: []}
+    """A step's chunks with those of one adapter together, those of the base first; and the rows of each adapter.
+
+    The order of adapters is the same in all steps.
+    """
+    base: list[Chunk] = []
+    by_key: dict[str, tuple[LoadedAdapter, list[Chunk]]] = {}
     for chunk in chunks:
         adapted = chunk.sequence.request.adapted
-        changes = adapted is not None and adapted.layers is not None
-        ordered.setdefault(adapted if changes else None, []).append(chunk)
-    groups = []
-    start = 0
-    for adapted, own in ordered.items():
+        if adapted is None or adapted.layers is None:
+            base.append(chunk)
+        else:
+            by_key.setdefault(adapted.key, (adapted, []))[1].append(chunk)
+    ordered, groups = base, []
+    start = sum(len(chunk.tokens) for chunk in base)
+    for _, (adapted, own) in sorted(by_key.items()):
         end = start + sum(len(chunk.tokens) for chunk in own)
-        if adapted is not None and adapted.layers is not None:
-            groups.append(Group(slice(start, end), adapted.layers))
+        assert adapted.layers is not None
+        groups.append(Group(slice(start, end), adapted.layers))
+        ordered = ordered + own
         start = end
-    return [chunk for own in ordered.values() for chunk in own], groups
+    return ordered, groups
 
 
 def rows_in(packed: list[Chunk], wanted: list[Chunk]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sightline.models.adapters.low_rank import Group, Pair, add, side_by_side, within
+from sightline.models.adapters.low_rank import Group, Layers, Pair, add, side_by_side, within
 
 
 def pair(inputs: int, rank: int, outputs: int, seed: int) -> Pair:
@@ -27,7 +27,10 @@ def test_changes_side_by_side_are_each_its_own() -> None:
 def test_each_group_changes_its_rows_only() -> None:
     one, two = pair(6, 2, 5, 1), pair(6, 4, 5, 2)
     rows, base = torch.randn(9, 6), torch.randn(9, 5)
-    groups = [Group(slice(2, 5), [{}, {"o": one}]), Group(slice(5, 8), [{"o": one}, {"o": two}])]
+    groups = [
+        Group(slice(2, 5), Layers([{}, {"o": one}])),
+        Group(slice(5, 8), Layers([{"o": one}, {"o": two}])),
+    ]
     found = base.clone()
     add(groups, 1, "o", rows, found)
     expected = base.clone()
@@ -40,7 +43,7 @@ def test_each_group_changes_its_rows_only() -> None:
 
 
 def test_groups_within_a_part_are_counted_from_its_start() -> None:
-    layers: list[dict[str, Pair]] = []
+    layers = Layers()
     groups = [Group(slice(2, 5), layers), Group(slice(5, 9), layers)]
     cut = [[group.rows for group in within(groups, start, start + 4)] for start in (0, 4, 8)]
     assert cut == [[slice(2, 4)], [slice(0, 1), slice(1, 4)], [slice(0, 1)]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sightline.checkpoints.store import Store
 from sightline.data.vision_spec import VisionSpec
 from sightline.errors import SightlineError
 from sightline.hardware.out_of_memory import explained
-from sightline.models.adapters.low_rank import Layer, Pair, layer_bytes
+from sightline.models.adapters.low_rank import Layer, Layers, Pair, layer_bytes
 from sightline.models.adapters.places import Places
 from sightline.models.adapters.reading import Reading, read_adapter
 from sightline.models.adapters.tower import adapted_tower
@@ -55,7 +55,7 @@ class LoadedAdapter:
 
     info: AdapterInfo
     key: str
-    layers: Sequence[Layer] | None
+    layers: Layers | None
     tower: Any
     vision: VisionSpec
 
@@ -123,13 +123,13 @@ class AdapterLoader:
                 f"{free / 2**20:,.0f} MiB free beside the engine; {_ADVICE}"
             )
 
-    def _layers(self, reading: Reading) -> list[Layer]:
+    def _layers(self, reading: Reading) -> Layers:
         devices = self._model.layer_devices
         named: list[dict[str, Pair]] = [{} for _ in devices]
         for (layer, name), change in reading.linear.items():
             named[layer][name] = reading.pair(change, devices[layer], self._model.dtype)
         with torch.inference_mode():
-            return [self._join(layer, pairs) for layer, pairs in enumerate(named)]
+            return Layers(self._join(layer, pairs) for layer, pairs in enumerate(named))
 
     def _own_tower(self, reading: Reading) -> tuple[Any, int]:
         model = self._model

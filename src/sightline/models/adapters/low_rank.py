@@ -35,11 +35,15 @@ class Pair(NamedTuple):
 Layer = Mapping[str, Pair]
 
 
+class Layers(list[Layer]):
+    """An adapter's changes of every decoder layer; others may refer to it weakly."""
+
+
 class Group(NamedTuple):
-    """The rows of one adapter in a step, and its changes of each layer."""
+    """The rows of one adapter in a step, and its changes."""
 
     rows: slice
-    layers: Sequence[Layer]
+    layers: Layers
 
 
 def add(groups: Sequence[Group], layer: int, name: str, inputs: torch.Tensor, outputs: torch.Tensor) -> None:

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from sightline.errors import SightlineError
 from sightline.hardware.operators.attention.paged import PagedAttention, Plan
-from sightline.models.adapters.low_rank import Group, Pair, add, side_by_side, within
+from sightline.models.adapters.changes import Changes, Stacks
+from sightline.models.adapters.low_rank import Group, Pair, side_by_side
 from sightline.models.fast.linear import Convert, converted, direct, join
 from sightline.models.text import Deepstack
 
@@ -86,13 +87,13 @@ class Layer:
         rotary: Rotary,
         attention: PagedAttention,
         plan: Plan,
-        groups: Sequence[Group] = (),
+        changes: Changes | None = None,
     ) -> torch.Tensor:
         """[T, H], written over."""
         normed = self._before(hidden)
         joined = self._qkv(normed)
-        if groups:
-            add(groups, self._index, "qkv", normed, joined)
+        if changes is not None:
+            changes.add(self._index, "qkv", normed, joined)
         heads = joined.view(len(hidden), -1, self._head_dim)
         turned = heads[:, : self._turned]
         if self._head_norm is not None:
@@ -108,25 +109,25 @@ class Layer:
         )
         mixed = mixed.reshape(len(hidden), -1)
         out = self._out(mixed)
-        if groups:
-            add(groups, self._index, "out", mixed, out)
+        if changes is not None:
+            changes.add(self._index, "out", mixed, out)
         hidden += out
         rows = max(1, _MOST_BYTES // (2 * self._inside * hidden.element_size()))
         if len(hidden) <= rows:
-            hidden += self._feed(self._between(hidden), groups)
+            hidden += self._feed(self._between(hidden), changes)
             return hidden
         for start, part in zip(range(0, len(hidden), rows), hidden.split(rows), strict=True):
-            part += self._feed(self._between(part), groups and within(groups, start, start + rows))
+            part += self._feed(self._between(part), changes and changes.within(start, start + rows))
         return hidden
 
-    def _feed(self, rows: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
+    def _feed(self, rows: torch.Tensor, changes: Changes | None) -> torch.Tensor:
         both = self._gate_up(rows)
-        if groups:
-            add(groups, self._index, "gate_up", rows, both)
+        if changes is not None:
+            changes.add(self._index, "gate_up", rows, both)
         inside = self._activation(both[:, : self._inside]).mul_(both[:, self._inside :])
         output = self._down(inside)
-        if groups:
-            add(groups, self._index, "down", inside, output)
+        if changes is not None:
+            changes.add(self._index, "down", inside, output)
         return output
 
     def join(self, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
@@ -161,6 +162,7 @@ class FastText:
             self._layers.append(Layer(layer, len(self._layers), head_dim, convert))
         self._norm = Norm(language_model.norm.weight, _eps(language_model.norm))
         self._rotary = language_model.rotary_emb
+        self._stacks = Stacks()
 
     def __call__(
         self,
@@ -173,9 +175,10 @@ class FastText:
         cos, sin = self._rotary(embeds, positions[:, None])
         rotary = Rotary(cos[0], sin[0])
         levels = deepstack.levels if deepstack is not None else ()
+        changes = self._stacks.changes(groups, len(embeds)) if groups else None
         hidden = embeds
         for index, layer in enumerate(self._layers):
-            hidden = layer(hidden, rotary, self._attention, plan, groups)
+            hidden = layer(hidden, rotary, self._attention, plan, changes)
             if deepstack is not None and index < len(levels):
                 hidden.index_add_(0, deepstack.rows, levels[index])
         return self._norm(hidden)
