@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Literal
@@ -24,8 +25,8 @@ State = Literal["loading", "ready", "draining", "stalled", "dead"]
 
 # A step that computes may be silent this many times longer than one that does nothing.
 _PATIENCE = 10
-# Share of the time that a thread must have spent on a processor to count as computing.
-_BUSY = 0.2
+# Share of the time that a thread must have spent on a processor to count as computing; others may want it too.
+_BUSY = 0.05
 # What /health/timed waits for where it names no seconds.
 _TIMED_SECONDS = 10
 _FIRST = -(2**31)  # a priority before all others
@@ -95,7 +96,7 @@ class Health:
         if self._llm is not None:
             beat = self._llm.engine.heartbeat
             if beat != self._seen[0]:
-                self._seen = (beat, time.perf_counter(), self._processor_seconds())
+                self._seen = (beat, time.perf_counter(), _processor_use(self._llm.engine.thread_id)[1])
         state = self.state
         if state != self._told and "stalled" in (state, self._told):
             if state == "stalled":
@@ -110,13 +111,13 @@ class Health:
         if self._llm is None or not self.ready:
             return False
         engine = self._llm.engine
-        begun = engine.heartbeat
         if engine.open_requests and engine.stalled() < _FRESH:
             return True
         try:
             await asyncio.wait_for(self.probe(), seconds)
         except (asyncio.TimeoutError, EngineFull):
-            return engine.heartbeat != begun
+            # The probe's own arrival was a sign of life too, so only later ones count.
+            return engine.stalled() < seconds / 2
         except SightlineError as error:
             log.error("the probe for /health/timed failed: %s", error)
             return False
@@ -152,24 +153,25 @@ class Health:
         return silent > _PATIENCE * self.stall_seconds or not self._computes()
 
     def _computes(self) -> bool:
-        """Whether the engine's thread, since it was last looked at, had a processor most of the time."""
+        """Whether the engine's thread has a processor or waits for one, or had one since it was last looked at."""
         assert self._llm is not None
         beat, since, used = self._seen
         if self._llm.model.accelerator.kind != "cpu" or beat != self._llm.engine.heartbeat:
             return False
         elapsed = time.perf_counter() - since
-        return elapsed > 0 and (self._processor_seconds() - used) / elapsed > _BUSY
+        runs, seconds = _processor_use(self._llm.engine.thread_id)
+        return runs or (elapsed > 0 and (seconds - used) / elapsed > _BUSY)
 
-    def _processor_seconds(self) -> float:
-        """Processor time of the engine's thread; 0 where the system does not tell (it is Linux that does)."""
-        number = self._llm.engine.thread_id if self._llm is not None else None
-        try:
-            told = Path(f"/proc/self/task/{number}/stat").read_text()
-        except OSError:
-            return 0.0
-        # After the name in brackets come the fields from the third on; 14 and 15 are user and system time.
-        fields = told.rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100
+
+def _processor_use(thread: int | None) -> tuple[bool, float]:
+    """Whether a thread runs or could, and its seconds of processor time; (False, 0) where the system is not Linux."""
+    try:
+        told = Path(f"/proc/self/task/{thread}/stat").read_text()
+    except OSError:
+        return False, 0.0
+    # After the name in brackets come the fields from the third on, the state; 14 and 15 are user and system time.
+    fields = told.rpartition(")")[2].split()
+    return fields[0] == "R", (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def router(health: Health) -> APIRouter:
