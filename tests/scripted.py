@@ -29,7 +29,7 @@ DONE = sse(b"[DONE]")
 
 @dataclass
 class Answer:
-    """Pieces, each sent after its delay in seconds; `cut` closes the connection before the body ends, `closes` after."""
+    """Pieces, each sent after its delay in seconds; `cut` closes the connection within the body, `closes` after it."""
 
     pieces: list[tuple[float, bytes]] = field(default_factory=list)
     status: int = 200

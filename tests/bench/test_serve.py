@@ -277,6 +277,20 @@ def test_ctrl_c_leaves_what_has_been_measured(scripted: Start) -> None:
     assert found["completed"] + found["unanswered"] == 1000
 
 
+def test_ctrl_c_between_two_arrivals_waits_for_no_answer(scripted: Start) -> None:
+    server = scripted(lambda body: plain(tokens=1, delay=0.0 if len(server.bodies) == 1 else 30.0))
+
+    def press() -> None:
+        while len(server.bodies) < 4:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    found = measure(server, prompts=1000, arrivals=Arrivals(rate=20.0))
+    assert (found["completed"], found["failed"], found["unanswered"]) == (0, 0, 1000)
+    assert found["duration"] < 15
+
+
 def test_a_place_is_waited_for_outside_of_a_request_s_time() -> None:
     async def call(outcome: Outcome) -> None:
         await asyncio.sleep(0.05)
