@@ -40,7 +40,7 @@ TIMINGS = {
     "tokens_per_second": 41.0,
 }
 
-# One thing a scripted answer does: text to say, seconds to wait, bytes to send as they are, or "cut" the connection.
+# One thing a scripted answer does: text to say, seconds to wait, bytes to send as they are, or end without an end.
 Step = str | float | bytes
 CUT = b""
 
@@ -53,12 +53,14 @@ class Fake:
     key: str | None = None
     answers: list[list[Step] | Response] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=lambda: list(MODELS))
     left: threading.Event = field(default_factory=threading.Event)
 
     def reset(self) -> None:
         self.key = None
         self.answers.clear()
         self.asked.clear()
+        self.models = list(MODELS)
         self.left.clear()
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -93,7 +95,7 @@ def fake_server() -> Iterator[Fake]:
 
     @app.get("/v1/models")
     async def models(http: Request) -> Response:
-        return _refused(fake, http) or JSONResponse({"object": "list", "data": MODELS})
+        return _refused(fake, http) or JSONResponse({"object": "list", "data": fake.models})
 
     @app.post("/v1/chat/completions")
     async def chat(http: Request) -> Response:

@@ -322,6 +322,20 @@ def test_an_adapter_can_be_chosen(page: Any, fake: Fake) -> None:
     assert page.input_value("#model") == "shapes"
 
 
+def test_an_adapter_that_was_unloaded_leaves_the_list(page: Any, fake: Fake, watched: Watched) -> None:
+    watched.expected.append(FAILED)
+    page.select_option("#model", "shapes")
+    fake.models = fake.models[:1]
+    fake.answers.append(JSONResponse({"error": {"message": "there is no shapes"}}, status_code=404))
+    ask(page, "a")
+    page.get_by_text("there is no shapes").wait_for()
+    page.locator("#model option").nth(1).wait_for(state="detached")
+    assert page.input_value("#model") == "tiny-vl"
+    page.get_by_role("button", name="Try again").click()
+    wait_for_answer(page, "Hello.")
+    assert fake.asked[-1]["model"] == "tiny-vl"
+
+
 def test_a_missing_api_key_is_asked_for(watched: Watched, fake: Fake) -> None:
     watched.expected.append(FAILED)
     fake.key = "secret"

@@ -259,7 +259,7 @@ function fail(message, error) {
     return;
   }
   message.state = "failed";
-  if (error instanceof ServerError) message.error = { kind: error.kind, text: error.message, wait: error.wait };
+  if (error instanceof ServerError) message.error = { kind: error.kind, text: error.message, wait: error.wait, status: error.status };
   else if (error instanceof MediaError) message.error = { kind: "media", text: error.message };
   else {
     message.error = { kind: "page", text: String(error.message ?? error) };
@@ -283,6 +283,6 @@ export function empty() {
 }
 
 function titleOf(text, media) {
-  const line = text.trim().split("\n", 1)[0];
-  return line.length > 60 ? `${line.slice(0, 59)}…` : line || media[0]?.name || "";
+  const letters = [...text.trim().split("\n", 1)[0]];  // whole characters, not halves of one
+  return letters.length > 60 ? `${letters.slice(0, 59).join("")}…` : letters.join("") || media[0]?.name || "";
 }

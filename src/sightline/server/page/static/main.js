@@ -125,6 +125,9 @@ document.addEventListener("keydown", (event) => {
 // The address keeps which conversation is open, so that a reload shows it again.
 chat.addEventListener("open", () => showAddress());
 chat.addEventListener("sync", () => showAddress());
+// An adapter may have been unloaded since the list was asked for.
+chat.addEventListener("message", ({ detail }) => detail.error?.status === 404 && loadModels());
+document.addEventListener("visibilitychange", () => document.hidden || sidebar.draw());  // another tab may have written
 chat.addEventListener("unsaved", () => toast(t("unsaved")));
 
 function showAddress() {
