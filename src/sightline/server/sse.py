@@ -35,7 +35,7 @@ def compact(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as JSON; ten times as fast as `compact`."""
+    """A text as JSON, straight from the C function that `compact` comes to in the end."""
     return _unbroken(encode_basestring(text))
 
 
