@@ -112,9 +112,12 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a jpeg of many scans": (lambda: progressive(200), "more than 50 scans"),
     "a jpeg of many comments": (lambda: JPEG[:2] + b"\xff\xfe\0\2" * 6000 + JPEG[2:], "segments"),
+    "a jpeg of many comments between scans": (lambda: progressive(1).replace(
+        b"\xff\xda", b"\xff\xfe\0\2" * 3000 + b"\xff\xda"), "segments"),
     "a jpeg of fill bytes": (lambda: JPEG[:2] + b"\xff" * 6000 + JPEG[2:], "segments"),
     "a gif of many comments": (lambda: gif_with(b"!\xfe\1a\0" * 30_000), "blocks"),
     "a gif of a long comment": (lambda: gif_with(b"!\xfe" + b"\1a" * 30_000 + b"\0"), "blocks"),
+    "a gif of long comments": (lambda: gif_with((b"!\xfe" + b"\1a" * 200 + b"\0") * 200), "blocks"),
     "a gif of nothing": (lambda: gif_with(b"\x42" * 30_000), "blocks"),
     "a gif with a larger frame": (
         lambda: photo("GIF").replace(b",\0\0\0\0\x30\0\x20\0", b",\0\0\0\0\xff\xff\xff\xff"),
@@ -235,6 +238,11 @@ def behind_a_long_length(data: bytes) -> bytes:
 CLIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "many samples": (bomb, "samples"),
     "many samples in a hidden index": (lambda: hidden(bomb()), "samples"),
+    "many samples before half a box": (lambda: bomb() + b"\0\0\0\1free", "samples"),
+    "many samples before a quarter of a box": (lambda: bomb() + b"\0\0", "samples"),
+    "many samples before a broken box": (lambda: bomb() + b"\0\0\0\5free\0\0\0", "samples"),
+    "many samples before a table without end": (lambda: bomb() + b"\0\0\0\x10stts", "samples"),
+    "many samples before a table of nothing": (lambda: bomb() + b"stsc" + b"elst\0", "samples"),
     "many samples in a second track": (lambda: clip(frames=4)[:-20] + bomb()[bomb().find(b"trak") - 4 :],
         "samples|damaged"),
     "many samples that are called sound": (lambda: bomb().replace(b"vide", b"soun"), "samples"),
@@ -267,6 +275,13 @@ def test_a_clip_of_many_edits_is_refused() -> None:
     data = patched(patched(clip(frames=4), b"stsz", (8, 1), (12, 900_000)), b"stts", (12, 900_000))
     with pytest.raises(MediaError, match="edits"):
         video_header(patched(data, b"elst", (8, 50)), Budget())
+
+
+def test_a_clip_of_many_empty_boxes_is_looked_through_quickly() -> None:
+    start = time.perf_counter()
+    with pytest.raises(MediaError):
+        video_header(clip(frames=2)[:28] + struct.pack(">I4s", 8, b"free") * 500_000, BUDGET)
+    assert time.perf_counter() - start < 3
 
 
 def test_tables_inside_tables_are_not_followed_for_ever() -> None:

@@ -50,8 +50,8 @@ def check_claims(
         return
     try:
         excess = look(file, budget)
-    except (struct.error, IndexError, ValueError):
-        excess = ""  # it ends too early, which its decoder will say
+    except (struct.error, IndexError):
+        excess = ""  # a picture that ends too early, as its decoder will say
     file.seek(0)
     if excess:
         raise MediaError(
@@ -76,16 +76,17 @@ def _jpeg_scans(file: BinaryIO, budget: Budget) -> str:
     file.seek(0)
     data = file.read()
     scans, at = 0, 2
-    while (found := _SEGMENT.search(data, at)) is not None:
-        marker = data[found.end() - 1]
-        if marker == 0xD9:
-            break
+    for _ in range(_SEGMENTS):
+        found = _SEGMENT.search(data, at)
+        marker = data[found.end() - 1] if found else 0xD9
+        if found is None or marker == 0xD9:
+            return ""
         (length,) = struct.unpack_from(">H", data, found.end())
         at = found.end() + max(length, 2)
         scans += marker == 0xDA
         if scans > _SCANS:
             return f"more than {_SCANS} scans"
-    return ""
+    return f"more than {_SEGMENTS} segments"
 
 
 # The next marker that a length follows; in a scan, 0xff stands before 0 (a pixel byte) and restart markers too.
@@ -107,20 +108,17 @@ def _gif(file: BinaryIO, budget: Budget) -> str:
     file.seek(10)
     flags = file.read(3)[0]
     file.seek(13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0))
+    inside = False
     for _ in range(_BLOCKS):
-        block = file.read(1)
-        if block in (b"", b",", b";"):
+        byte = file.read(1)
+        if byte == b"" or (not inside and byte in (b",", b";")):
             return ""
-        if block != b"!":
-            continue
-        file.read(1)
-        for _ in range(_BLOCKS):
-            length = file.read(1)
-            if length in (b"", b"\0"):
-                break
-            file.seek(length[0], 1)
-        else:
-            return f"more than {_BLOCKS} blocks"
+        if inside:
+            inside = byte != b"\0"
+            file.seek(byte[0], 1)
+        elif byte == b"!":
+            inside = True
+            file.seek(1, 1)
     return f"more than {_BLOCKS} blocks"
 
 
@@ -156,7 +154,7 @@ def _mp4(file: BinaryIO, budget: Budget) -> str:
     most = 2 * budget.max_frames + _SAMPLES
     if sum(track.samples for track in tracks) > most:
         return f"more than {most:,} samples"
-    return f"more than {_EDITED:,} edits" if any(track.edits > _EDITED for track in tracks) else ""
+    return f"more than {_EDITED:,} edits" if sum(track.edits for track in tracks) > _EDITED else ""
 
 
 _REFUSED = {b"cmov": "a compressed index", b"wide": "a table with a length of 64 bits"}
@@ -254,21 +252,25 @@ def _tables(file: BinaryIO, size: int) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _outside_media_data(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    at = 0
-    while at + 8 <= size:
+    at = start = 0
+    for _ in range(_TABLES):
+        if at + 8 > size:
+            break
         file.seek(at)
-        length, name = struct.unpack(">I4s", file.read(8))
+        head = file.read(16)
+        length, name = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:
-            (length,) = struct.unpack(">Q", file.read(8))
+            length = int.from_bytes(head[8:], "big")
         elif length == 0:
             length = size - at
         if length < 8:
             break
-        if name != b"mdat":
-            yield at, min(at + length, size)
+        if name == b"mdat":
+            yield start, at
+            start = at + length
         at += length
-    if at < size:
-        yield at, size
+    if start < size:
+        yield start, size
 
 
 # Bytes of an index that are looked at; four hours of video have 20 MB.
@@ -284,7 +286,9 @@ def _rows(body: memoryview, width: int) -> Any:
     import numpy as np
 
     count = min(_number(body, 4), max(0, len(body) - 8) // (4 * width))
-    return np.frombuffer(body, ">u4", count * width, 8 if count else 0).reshape(-1, width)
+    if not count:
+        return np.zeros((0, width), np.uint32)
+    return np.frombuffer(body, ">u4", count * width, 8).reshape(-1, width)
 
 
 _LOOKS: dict[str, Callable[[BinaryIO, Budget], str]] = {
