@@ -18,6 +18,7 @@ from fastapi.responses import PlainTextResponse, Response
 from sightline.errors import SightlineError
 from sightline.server.errors import RequestError
 from sightline.server.mindie import info
+from sightline.server.mindie.describe import ANY, described
 from sightline.server.mindie.errors import MindieRoute
 from sightline.server.mindie.fields import Field, read_body, read_fields, schema_of
 from sightline.server.service import Service
@@ -39,7 +40,7 @@ def router(service: Service, *, stop: Callable[[bool], object], is_stopping: Cal
     _add_adapters(routes, service)
     told = APIRouter(route_class=MindieRoute)
 
-    @told.get("/stopService")
+    @told.get("/stopService", **described(None))
     async def stop_service(mode: str = "") -> Response:
         force = mode == "Force"
         if is_stopping() and not force:
@@ -58,37 +59,37 @@ def _add_information(routes: APIRouter, service: Service) -> None:
         if not service.worker.alive:
             raise RequestError(STOPPING, status=503)
 
-    @told.get("/info")
+    @told.get("/info", **described(None, ANY))
     async def tgi_info() -> dict[str, Any]:
         check_alive()
         return info.tgi_info(service)
 
-    @told.get("/v1/config")
+    @told.get("/v1/config", **described(None, ANY))
     async def config() -> dict[str, Any]:
         return info.config(service)
 
-    @told.get("/v1/status")
+    @told.get("/v1/status", **described(None, ANY))
     async def status() -> dict[str, Any]:
         check_alive()
         return info.status(service)
 
-    @told.get("/v2/status")
+    @told.get("/v2/status", **described(None, ANY))
     async def status_v2() -> dict[str, Any]:
         check_alive()
         return info.status_v2(service)
 
-    @told.get("/v2/models/{model}/ready")
+    @told.get("/v2/models/{model}/ready", **described(None))
     async def ready(model: str) -> Response:
         service.names.find(model)
         check_alive()
         return Response(status_code=200)
 
-    @told.get("/v2/models/{model}/getSlotCount")
+    @told.get("/v2/models/{model}/getSlotCount", **described(None, ANY))
     async def slot_count(model: str) -> dict[str, Any]:
         service.names.find(model)
         return info.slots(service)
 
-    @told.get("/metrics-json")
+    @told.get("/metrics-json", **described(None, ANY))
     async def metrics_json(http: Request) -> dict[str, Any]:
         check_alive()
         return info.metrics_json(service, http.url.netloc)
@@ -99,7 +100,7 @@ def _add_information(routes: APIRouter, service: Service) -> None:
 def _add_adapters(routes: APIRouter, service: Service) -> None:
     """vLLM has these two as well, so their errors are OpenAI's, as of everything else under /v1."""
 
-    @routes.post("/v1/load_lora_adapter", openapi_extra=_body(_LOAD))
+    @routes.post("/v1/load_lora_adapter", **_described(_LOAD))
     async def load(http: Request) -> Response:
         values = read_fields(read_body(await service.body(http)), _LOAD)
         name, folder = _name(values), values.get("lora_path")
@@ -113,7 +114,7 @@ def _add_adapters(routes: APIRouter, service: Service) -> None:
             raise RequestError(str(error), param="lora_path") from error
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
-    @routes.post("/v1/unload_lora_adapter", openapi_extra=_body(_UNLOAD))
+    @routes.post("/v1/unload_lora_adapter", **_described(_UNLOAD))
     async def unload(http: Request) -> Response:
         name = _name(read_fields(read_body(await service.body(http)), _UNLOAD))
         if name not in service.llm.engine.adapters:
@@ -134,6 +135,8 @@ def _name(values: dict[str, Any]) -> str:
     return name
 
 
-def _body(table: tuple[Field, ...]) -> dict[str, Any]:
-    schema = {**schema_of(table), "required": [field.name for field in table]}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def _described(table: tuple[Field, ...]) -> dict[str, Any]:
+    body = {**schema_of(table), "required": [field.name for field in table]}
+    route = described(body, errors=False)
+    route["responses"][200]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    return route

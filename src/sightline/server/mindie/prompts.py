@@ -16,20 +16,6 @@ from sightline.server.errors import RequestError
 from sightline.server.openai.parts import PartReader
 from sightline.server.service import Service
 
-PART_SCHEMA = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["type"],
-                "properties": {"type": {"enum": ["text", "image_url", "video_url"]}},
-            },
-        },
-    ]
-}
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE | re.ASCII)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*", re.ASCII)
 _JPEG = "/9j/"  # how the base64 of every JPEG begins, and no path that anybody has

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,10 +11,23 @@ from fastapi.responses import Response
 
 from sightline.server.errors import RequestError
 from sightline.server.mindie import infer, tgi, triton, vllm
+from sightline.server.mindie.describe import (
+    ANY,
+    GENERATE,
+    GENERATED,
+    INFER_BODY,
+    INFER_TOKEN_BODY,
+    TEXTS,
+    TGI_BODY,
+    TOKENS,
+    TRITON_BODY,
+    TRITON_TEXT,
+    described,
+)
 from sightline.server.mindie.errors import MindieRoute
-from sightline.server.mindie.fields import INFER, TGI, TRITON, VLLM, Field, read_body, read_fields, schema_of
+from sightline.server.mindie.fields import Field, read_body, read_fields, schema_of
 from sightline.server.mindie.info import model_config, model_metadata, server_metadata
-from sightline.server.mindie.prompts import PART_SCHEMA, tokenise
+from sightline.server.mindie.prompts import tokenise
 from sightline.server.service import Service
 
 _STREAM = (Field("stream", "flag"),)
@@ -25,7 +38,7 @@ def router(service: Service, *, full_text: bool = False) -> APIRouter:
     """The inference routes; `full_text` is MindIE's fullTextEnabled."""
     routes = APIRouter(route_class=MindieRoute)
 
-    @routes.post("/generate", openapi_extra=_body({**_asks("prompt", VLLM), **_asks("inputs", TGI)}))
+    @routes.post("/generate", **described(GENERATE, TEXTS, GENERATED, streams=True))
     async def generate(http: Request) -> Response:
         body = read_body(await service.body(http))
         if body.get("prompt") is not None:
@@ -34,17 +47,17 @@ def router(service: Service, *, full_text: bool = False) -> APIRouter:
             return await tgi.generate(service, http, body, stream=_streams(body))
         raise RequestError("the body has neither prompt nor inputs; give one of them", param="prompt")
 
-    @routes.post("/generate_stream", openapi_extra=_body(_asks("inputs", TGI)))
+    @routes.post("/generate_stream", **described(TGI_BODY, streams=True))
     async def generate_stream(http: Request) -> Response:
         return await tgi.generate(service, http, read_body(await service.body(http)), stream=True)
 
-    @routes.post("/", openapi_extra=_body(_asks("inputs", TGI)))
+    @routes.post("/", **described(TGI_BODY, {"type": "array", "items": GENERATED}, streams=True))
     async def root(http: Request) -> Response:
         body = read_body(await service.body(http))
         return await tgi.generate(service, http, body, stream=_streams(body), listed=True)
 
-    @routes.post("/infer", openapi_extra=_body(_asks("inputs", INFER)))
-    @routes.post("/infer_token", openapi_extra=_body(_asks("input_id", INFER)))
+    @routes.post("/infer", **described(INFER_BODY, GENERATED, streams=True))
+    @routes.post("/infer_token", **described(INFER_TOKEN_BODY, GENERATED, streams=True))
     async def infer_(http: Request) -> Response:
         return await infer.infer(service, http, read_body(await service.body(http)))
 
@@ -53,29 +66,29 @@ def router(service: Service, *, full_text: bool = False) -> APIRouter:
 
 
 def _add_models(routes: APIRouter, service: Service) -> None:
-    @routes.get("/v2")
+    @routes.get("/v2", **described(None, ANY))
     async def metadata() -> dict[str, Any]:
         return server_metadata(service)
 
-    @routes.get("/v2/models/{model}")
+    @routes.get("/v2/models/{model}", **described(None, ANY))
     async def model(model: str) -> dict[str, Any]:
         return model_metadata(service, model)
 
-    @routes.get("/v2/models/{model}/config")
+    @routes.get("/v2/models/{model}/config", **described(None, ANY))
     async def config(model: str) -> dict[str, Any]:
         return model_config(service, model)
 
-    @routes.post("/v2/models/{model}/generate", openapi_extra=_body(_asks("text_input", TRITON)))
+    @routes.post("/v2/models/{model}/generate", **described(TRITON_BODY, TRITON_TEXT))
     async def generate(http: Request, model: str) -> Response:
         body = read_body(await service.body(http))
         return await triton.generate(service, http, model, body, stream=False)
 
-    @routes.post("/v2/models/{model}/generate_stream", openapi_extra=_body(_asks("text_input", TRITON)))
+    @routes.post("/v2/models/{model}/generate_stream", **described(TRITON_BODY, streams=True))
     async def generate_stream(http: Request, model: str) -> Response:
         body = read_body(await service.body(http))
         return await triton.generate(service, http, model, body, stream=True)
 
-    @routes.post("/v1/tokenizer", openapi_extra=_body(schema_of(_TOKENIZER)["properties"]))
+    @routes.post("/v1/tokenizer", **described(schema_of(_TOKENIZER), TOKENS))
     async def tokenizer(http: Request) -> dict[str, Any]:
         values = read_fields(read_body(await service.body(http)), _TOKENIZER)
         text = values.get("inputs")
@@ -95,17 +108,3 @@ def _tokens(service: Service, text: str, decode: bool) -> dict[str, Any]:
 
 def _streams(body: Mapping[str, Any]) -> bool:
     return bool(read_fields(body, _STREAM).get("stream", False))
-
-
-def _asks(prompt: str, table: Iterable[Field]) -> dict[str, Any]:
-    """The properties of a body with a prompt and, unless they stand beside it, its parameters."""
-    ids = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-    properties = {prompt: ids if prompt == "input_id" else PART_SCHEMA, "stream": {"type": "boolean"}}
-    if prompt == "prompt":
-        return {**properties, **schema_of(table)["properties"]}
-    return {**properties, "parameters": schema_of(table)}
-
-
-def _body(properties: Mapping[str, Any]) -> dict[str, Any]:
-    schema = {"type": "object", "properties": dict(properties)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
