@@ -65,6 +65,7 @@ class Scripted:
         self.port = 0
         self.hang_up_at = -1  # closes instead of answering the request of this number, from 1
         self.hang_ups = 0
+        self.models = as_json({"data": [{"id": "first"}, {"id": "second"}]})
 
     @property
     def url(self) -> str:
@@ -126,7 +127,7 @@ class Scripted:
             finally:
                 self.open -= 1
         if path == "/v1/models":
-            return await self._send(as_json({"data": [{"id": "first"}, {"id": "second"}]}), writer)
+            return await self._send(self.models, writer)
         if path == "/tokenize" and self.tokenizes:
             return await self._send(as_json({"count": len(body["prompt"].split())}), writer)
         return await self._send(as_json({"error": {"message": "not found"}}, status=404), writer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import signal
 import socket
 import statistics
@@ -217,6 +218,14 @@ def test_a_server_that_cannot_be_used(scripted: Start) -> None:
         bench(BenchSettings(base_url=f"http://127.0.0.1:{port}"))
     with pytest.raises(SightlineError, match="first small request: 404: no such model; see"):
         measure(scripted(as_json({"error": {"message": "no such model"}}, status=404)))
+    server = scripted(plain())
+    for status, words in (
+        (503, "is not ready (503: later)"),
+        (401, "refuses access (401: later); give --api-key"),
+    ):
+        server.models = as_json({"error": {"message": "later"}}, status=status)
+        with pytest.raises(SightlineError, match=re.escape(words)):
+            measure(server)
     for address in ("ftp://a", "127.0.0.1:80", "http://a:b"):
         with pytest.raises(UsageError, match="--base-url"):
             bench(BenchSettings(base_url=address))

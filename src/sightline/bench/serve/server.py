@@ -134,6 +134,10 @@ class Server:
                 f"{site} refuses access ({reply.status}: {_said(reply) or 'no message'}); give --api-key or "
                 "set OPENAI_API_KEY"
             )
+        if reply.status == 503:
+            raise SightlineError(
+                f"{site} is not ready (503: {_said(reply) or 'no message'}); try again when it is"
+            )
         return reply
 
     def _refused_field(self, outcome: Outcome) -> str | None:
