@@ -250,6 +250,34 @@ def test_a_spread_model_with_parts_on_disk_gives_the_same(tiny_folder: Path, tmp
     assert found == [expected(tiny_folder, name, "picture")[1] for name in NAMES]
 
 
+def test_a_tower_that_fails_fails_its_own_requests_only(tiny_folder: Path) -> None:
+    llm = LLM(tiny_folder, dtype="fp32", device="cpu", adapters=folders_of(tiny_folder))
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such stone")
+
+    object.__setattr__(llm._adapters.get("sight").tower, "forward", broken)
+    outputs = llm.chat([QUESTIONS["picture"]] * len(NAMES), GREEDY, adapter=NAMES)
+    for name, output in zip(NAMES, outputs, strict=True):
+        if name == "sight":
+            assert output.error is not None
+            assert "no such stone" in output.error
+        else:
+            assert output.outputs[0].token_ids == expected(tiny_folder, name, "picture")[1]
+
+
+def test_bfloat16_is_near_float32(tiny_folder: Path) -> None:
+    """With weights in oneDNN's order, and the changes of three adapters in one product."""
+    options: dict[str, Any] = {"device": "cpu", "adapters": folders_of(tiny_folder)}
+    narrow = assemble(EngineSettings.of(tiny_folder, dtype="bf16", **options))
+    wide = assemble(EngineSettings.of(tiny_folder, dtype="fp32", **options))
+    base = prompt_scores(narrow, None, "both")
+    for name in ("words", "sight"):
+        found, exact = (prompt_scores(parts, name, "both") for parts in (narrow, wide))
+        assert (found - exact).abs().mean() < 0.15
+        assert (found - base).abs().mean() > 0.6
+
+
 # Quantized bases
 
 
