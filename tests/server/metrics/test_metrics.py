@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -16,6 +17,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from sightline import LLM, SamplingParams
+from sightline.data.conversation import Conversation, Image, Message, Text
 from sightline.engine.errors import EngineFull
 from sightline.engine.stats import BETWEEN_TOKENS, FIRST_TOKEN, LATENCY, STEP_TOKENS, TOKENS
 from sightline.errors import SightlineError
@@ -367,3 +369,29 @@ def test_rates_are_of_the_last_seconds() -> None:
     time.sleep(0.06)
     # The first look is let go: nothing has come since the second.
     assert rates.of(1100, 1000) == (0.0, 0.0)
+
+
+def test_fetching_counts_from_the_requests_arrival(llm: LLM) -> None:
+    class Slow:
+        """A fetcher that takes its time."""
+
+        async def resolve(self, conversation: Conversation, **options: Any) -> Conversation:
+            await asyncio.sleep(0.3)
+            return conversation
+
+    async def ask() -> None:
+        service = Service(llm, ["tiny"], fetcher=Slow())
+        shown = [Image(Pillow.new("RGB", (64, 64), "red")), Text("what?")]
+        params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+        exchange = await service.submit(Conversation([Message("user", shown)]), params)
+        metrics = (await exchange.finished()).metrics
+        assert metrics.fetch >= 0.3
+        assert metrics.preprocess >= 0.3
+        assert metrics.time_to_first_token is not None
+        assert metrics.time_to_first_token >= 0.3
+
+    asyncio.run(ask())
+    families = scrape(scraper(llm))
+    for name in ("sightline:media_fetch_seconds", "vllm:time_to_first_token_seconds"):
+        assert value(families, name, f"{name}_sum") >= 0.3
+        assert count(families, name) == 1

@@ -169,6 +169,17 @@ def test_errors_that_no_route_tells_have_mindies_form_too(llm: LLM) -> None:
             response = client.request(method, path, headers=headers)
             assert response.status_code == status, path
             assert response.json().keys() == {"error", "error_type"}, path
+        # On one port, management is for clients of this machine and no foreign page, GETs included.
+        for path, extra in (
+            ("/info", {"X-Forwarded-For": "1.2.3.4"}),
+            ("/stopService", {"X-Forwarded-For": "1.2.3.4"}),
+            ("/stopService", {"Sec-Fetch-Site": "cross-site"}),
+            ("/stopService", {"Sec-Fetch-Site": "same-site"}),
+        ):
+            response = client.get(path, headers={**key, **extra})
+            assert response.status_code == 403, path
+            assert response.json().keys() == {"error", "error_type"}, path
+        assert client.get("/info", headers=key).status_code == 200
         long = client.post("/generate", json={"prompt": "a" * 3000}, headers=key)
         assert (long.status_code, long.json()["error_type"]) == (413, "Input Validation Error")
         # OpenAI's clients are told in OpenAI's words.
