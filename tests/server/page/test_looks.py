@@ -20,6 +20,7 @@ LINK = 'target="_blank" rel="noopener noreferrer"'
 MARKDOWN = [
     ("a *b* **c** ***d*** _e_ __f__ ~~g~~", "<p>a <em>b</em> <strong>c</strong> <em><strong>d</strong></em> <em>e</em> <strong>f</strong> <del>g</del></p>"),  # noqa: E501
     ("**a *b* c** *d **e** f*", "<p><strong>a <em>b</em> c</strong> <em>d <strong>e</strong> f</em></p>"),
+    ("**a *b*** *c **d***", "<p><strong>a <em>b</em></strong> <em>c <strong>d</strong></em></p>"),
     ("snake_case_name 2 * 3 * 4 a * b", "<p>snake_case_name 2 * 3 * 4 a * b</p>"),
     ("*open **open `open", "<p>*open **open `open</p>"),
     ("`a*b*` ``c`d`` \\*e\\*", "<p><code>a*b*</code> <code>c`d</code> *e*</p>"),

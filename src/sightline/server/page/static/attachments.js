@@ -8,7 +8,8 @@ import { lightbox } from "./dialogs.js";
 export function tile(item, shelf, { onremove = null, large = false } = {}) {
   const label = item.width ? `${item.name}, ${item.width} × ${item.height}` : item.name;
   const face = item.kind === "video" ? videoFace(item, shelf, large) : pictureFace(item, shelf, label);
-  const remove = onremove && iconButton("close", "remove", onremove, { class: "tile-remove", "aria-label": t("removeNamed", { name: item.name }) });
+  const removing = { class: "tile-remove", "aria-label": t("removeNamed", { name: item.name }) };
+  const remove = onremove && iconButton("close", "remove", onremove, removing);
   const size = !large && el("span", { class: "tile-size" }, bytes(item.size));
   return el("div", { class: `tile ${item.kind}`, role: "listitem" }, face, size || null, remove);
 }
@@ -20,7 +21,8 @@ function pictureFace(item, shelf, label) {
     picture.height = item.height;
   }
   fill(picture, item, shelf);
-  return el("button", { type: "button", class: "tile-face", "aria-label": t("enlarge", { name: label }), onclick: () => lightbox(picture.src, label) }, picture);
+  const given = { type: "button", class: "tile-face", "aria-label": t("enlarge", { name: label }) };
+  return el("button", { ...given, onclick: () => lightbox(picture.src, label) }, picture);
 }
 
 function videoFace(item, shelf, large) {

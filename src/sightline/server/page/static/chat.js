@@ -259,9 +259,12 @@ function fail(message, error) {
     return;
   }
   message.state = "failed";
-  if (error instanceof ServerError) message.error = { kind: error.kind, text: error.message, wait: error.wait, status: error.status };
-  else if (error instanceof MediaError) message.error = { kind: "media", text: error.message };
-  else {
+  if (error instanceof ServerError) {
+    const { kind, wait, status } = error;
+    message.error = { kind, text: error.message, wait, status };
+  } else if (error instanceof MediaError) {
+    message.error = { kind: "media", text: error.message };
+  } else {
     message.error = { kind: "page", text: String(error.message ?? error) };
     console.error(error);
   }

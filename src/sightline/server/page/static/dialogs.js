@@ -90,7 +90,12 @@ export class Camera {
   }
 }
 
-const reasons = { NotAllowedError: "cameraRefused", NotFoundError: "cameraNone", SecurityError: "cameraInsecure", NotReadableError: "cameraBusy" };
+const reasons = {
+  NotAllowedError: "cameraRefused",
+  NotFoundError: "cameraNone",
+  NotReadableError: "cameraBusy",
+  SecurityError: "cameraInsecure",
+};
 
 // Asks for the API key; resolves to it, or to null.
 export function askKey(current) {

@@ -67,7 +67,11 @@ export function toast(text, action = null) {
   const box = $("toast");
   clearTimeout(hiding);
   const hide = () => box.replaceChildren();
-  const button = action && el("button", { type: "button", class: "link", onclick: () => { hide(); action.run(); } }, action.label);
+  const back = () => {
+    hide();
+    action.run();
+  };
+  const button = action && el("button", { type: "button", class: "link", onclick: back }, action.label);
   box.replaceChildren(el("div", { class: "toast" }, el("span", {}, text), button));
   hiding = setTimeout(hide, action ? 8000 : 5000);
 }

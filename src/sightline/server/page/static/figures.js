@@ -13,12 +13,12 @@ export function figuresOf(message) {
   if (!measured?.total || !measured.first) return null;
   const line = lineOf(usage, timings, measured);
   const stages = stagesOf(timings, measured);
-  const rows = rowsOf(usage, timings, measured);
+  const rows = rowsOf(usage, timings, measured).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]);
   return el(
     "details",
     { class: "figures" },
     el("summary", {}, ...line),
-    el("div", { class: "figures-body" }, barOf(stages), legendOf(stages), el("dl", {}, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]))),
+    el("div", { class: "figures-body" }, barOf(stages), legendOf(stages), el("dl", {}, ...rows)),
   );
 }
 
@@ -63,9 +63,10 @@ function barOf(stages) {
 }
 
 function legendOf(stages) {
-  const entries = stages.map(([name, time]) =>
-    el("li", {}, el("span", { class: `swatch stage-${name}`, "aria-hidden": "true" }), el("span", {}, t(`stage_${name}`)), el("b", {}, seconds(time))),
-  );
+  const entries = stages.map(([name, time]) => {
+    const swatch = el("span", { class: `swatch stage-${name}`, "aria-hidden": "true" });
+    return el("li", {}, swatch, el("span", {}, t(`stage_${name}`)), el("b", {}, seconds(time)));
+  });
   return el("ul", { class: "legend", "aria-label": t("figureStages") }, ...entries);
 }
 

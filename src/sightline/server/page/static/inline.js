@@ -5,6 +5,10 @@ import { el } from "./dom.js";
 const MAX_DEPTH = 6;
 const PUNCTUATION = /[!-/:-@[-`{-~]/;
 const WORD = /[\p{L}\p{N}]/u;
+const LABEL = /\[((?:[^[\]\\\n]|\\.|\[[^[\]\n]{0,200}\]){0,500})\]/;
+const ADDRESS = /<?([^\s<>()]{0,2000}(?:\([^\s()]{0,200}\)[^\s<>()]{0,500})?)>?/;
+const TITLE = /(?:\s+["'][^"'\n]{0,200}["'])?/;
+const LINK = new RegExp(`^${LABEL.source}\\(\\s*${ADDRESS.source}${TITLE.source}\\s*\\)`);
 
 export function inline(text, depth = 0) {
   return new Scanner(text, depth).nodes();
@@ -116,7 +120,8 @@ class Scanner {
     const after = text[at + length] ?? " ";
     const opens = !/\s/.test(after) && !(sign === "_" && WORD.test(before));
     const mark = sign.repeat(length);
-    const end = opens && this.depth < MAX_DEPTH && !this.unclosed.has(mark) ? this.closing(mark, at + length, (i) => this.closes(mark, i)) : -1;
+    const may = opens && this.depth < MAX_DEPTH && !this.unclosed.has(mark);
+    const end = may ? this.closing(mark, at + length, (i) => this.closes(mark, i)) : -1;
     if (end < 0) {
       this.plain += mark;
       this.at += length;
@@ -135,12 +140,13 @@ class Scanner {
 
   closes(mark, i) {
     const { text } = this;
-    const before = text[i - 1];
-    const after = text[i + mark.length] ?? " ";
-    if (/\s/.test(before) || before === "\\") return false;
-    if (mark[0] === "_" && WORD.test(after)) return false;
-    // A longer run closes a longer mark: the ** in "*a **b** c*" does not end the *.
-    return mark.length === 3 || (this.isRun(mark, i) || (after === mark[0] && text[i + mark.length + 1] !== mark[0] && before !== mark[0] && mark.length === 2));
+    let [start, end] = [i, i + mark.length];
+    while (text[start - 1] === mark[0] && end - start < 4) start -= 1;
+    while (text[end] === mark[0] && end - start < 4) end += 1;
+    if (/[\s\\]/.test(text[start - 1])) return false;
+    if (mark[0] === "_" && WORD.test(text[end] ?? " ")) return false;
+    // The *** of "**a *b***" ends both: the inner mark first, so the outer one is the last part of it.
+    return end - start === mark.length || (end - start === 3 && i + mark.length === end);
   }
 
   // Where `mark` closes, or -1, which is remembered.
@@ -155,7 +161,7 @@ class Scanner {
   // [text](address "title"); a picture becomes a link too, since the page loads nothing from elsewhere.
   link(at, picture) {
     if (this.depth >= MAX_DEPTH) return null;
-    const found = /^\[((?:[^[\]\\\n]|\\.|\[[^[\]\n]{0,200}\]){0,500})\]\(\s*<?([^\s<>()]{0,2000}(?:\([^\s()]{0,200}\)[^\s<>()]{0,500})?)>?(?:\s+["'][^"'\n]{0,200}["'])?\s*\)/.exec(this.text.slice(at, at + 3500));
+    const found = LINK.exec(this.text.slice(at, at + 3500));
     if (!found) return null;
     const [whole, label, address] = found;
     const children = picture ? [label || address] : inline(label, this.depth + 2);

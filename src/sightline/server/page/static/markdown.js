@@ -84,7 +84,8 @@ function listItem(text, loose, depth) {
   const inner = loose ? made : made.flatMap((node) => (node.tagName === "P" ? [...node.childNodes] : [node]));
   if (!task) return el("li", {}, ...inner);
   const done = task[1] !== " ";
-  return el("li", { class: "task" }, el("span", { class: done ? "box done" : "box", role: "img", "aria-label": t(done ? "done" : "open") }), ...inner);
+  const box = { class: done ? "box done" : "box", role: "img", "aria-label": t(done ? "done" : "open") };
+  return el("li", { class: "task" }, el("span", box), ...inner);
 }
 
 function tableNode(block) {

@@ -23,15 +23,15 @@ class Question {
 
   draw() {
     const { message } = this;
-    const media = message.media ?? [];
+    const remove = iconButton("trash", "removePair", () => this.actions.remove(message));
     const copy = iconButton("copy", "copyQuestion", () => copyFrom(copy, message.text));
     this.editButton = iconButton("edit", "edit", () => this.edit());
     this.node.setAttribute("aria-label", t("you"));
     this.node.classList.remove("editing");
     this.node.replaceChildren(
-      media.length ? el("div", { class: `gallery count-${Math.min(media.length, 4)}`, role: "list", "aria-label": t("attachments") }, ...media.map((item) => tile(item, this.shelf, { large: true }))) : "",
+      message.media?.length ? gallery(message.media, this.shelf) : "",
       message.text ? el("div", { class: "bubble" }, message.text) : "",
-      el("div", { class: "actions" }, this.editButton, message.text ? copy : null, iconButton("trash", "removePair", () => this.actions.remove(message))),
+      el("div", { class: "actions" }, this.editButton, message.text ? copy : null, remove),
     );
   }
 
@@ -50,7 +50,12 @@ class Question {
       { class: "edit", onsubmit: (event) => this.resend(event, field.value.trim(), attached.items) },
       strip,
       field,
-      el("div", { class: "row" }, el("button", { type: "button", class: "button", onclick: cancel }, t("cancel")), el("button", { type: "submit", class: "button primary" }, t("sendAgain"))),
+      el(
+        "div",
+        { class: "row" },
+        el("button", { type: "button", class: "button", onclick: cancel }, t("cancel")),
+        el("button", { type: "submit", class: "button primary" }, t("sendAgain")),
+      ),
     );
     form.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {
@@ -125,12 +130,19 @@ class Answer {
     const { error } = this.message;
     const wait = error.wait ? t("errorWait", { count: error.wait }) : "";
     this.retry = el("button", { type: "button", class: "button", onclick: () => this.actions.retry() }, icon("redo"), t("retry"));
-    const key = error.kind === "key" && el("button", { type: "button", class: "button primary", onclick: () => this.actions.giveKey() }, t("giveKey"));
+    const given = { type: "button", class: "button primary", onclick: () => this.actions.giveKey() };
+    const key = error.kind === "key" ? el("button", given, t("giveKey")) : null;
     return el(
       "div",
       { class: "problem", role: "alert" },
       icon("alert"),
-      el("div", {}, el("p", { class: "problem-title" }, t(`error_${error.kind}`) + wait), el("p", { class: "problem-text" }, detail(error)), el("div", { class: "row" }, key || null, this.retry)),
+      el(
+        "div",
+        {},
+        el("p", { class: "problem-title" }, t(`error_${error.kind}`) + wait),
+        el("p", { class: "problem-text" }, detail(error)),
+        el("div", { class: "row" }, key, this.retry),
+      ),
     );
   }
 
@@ -139,6 +151,11 @@ class Answer {
     if (this.redo) this.redo.hidden = !last || busy || this.message.state === "failed";
     if (this.retry) this.retry.hidden = !last || busy;
   }
+}
+
+function gallery(media, shelf) {
+  const given = { class: `gallery count-${Math.min(media.length, 4)}`, role: "list", "aria-label": t("attachments") };
+  return el("div", given, ...media.map((item) => tile(item, shelf, { large: true })));
 }
 
 function detail(error) {

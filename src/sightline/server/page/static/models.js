@@ -40,7 +40,8 @@ export class Models {
   }
 
   #option(model) {
-    return el("option", { value: model.id }, this.#parent(model) ? t("adapterOf", { name: model.id, base: model.parent }) : model.id);
+    const base = this.#parent(model);
+    return el("option", { value: model.id }, base ? t("adapterOf", { name: model.id, base }) : model.id);
   }
 
   #describe() {

@@ -59,7 +59,8 @@ export class Sidebar {
     const { id } = conversation;
     const title = conversation.title || t("untitled");
     const current = id === this.chat.conversation.id;
-    const open = el("button", { type: "button", class: "open", "aria-current": current ? "true" : undefined, title, onclick: () => this.#open(id) }, title);
+    const given = { type: "button", class: "open", "aria-current": current ? "true" : null, title };
+    const open = el("button", { ...given, onclick: () => this.#open(id) }, title);
     const row = el(
       "li",
       { "data-id": id, class: current ? "current" : "" },

@@ -41,7 +41,7 @@ export async function conversationOf(text, shelf) {
     else conversation.messages.push(read);
   }
   if (!conversation.messages.length) throw new MediaError("notConversation");
-  conversation.title = (typeof body.title === "string" && body.title) || conversation.messages[0].text.slice(0, 60) || t("imported");
+  conversation.title = conversation.messages[0].text.slice(0, 60) || t("imported");
   return conversation;
 }
 
