@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import typer
 
-from sightline.server.config.explain import range_of
+from sightline.server.config.explain import default_of, range_of
 from sightline.server.config.printed import as_yaml
 from sightline.server.config.sources import load_settings
-from sightline.server.settings import all_options, other_names
+from sightline.server.settings import all_options, is_size, other_names
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -86,10 +86,8 @@ def _option(name: str, field: FieldInfo, **shown: Any) -> Any:
 
 def _help(name: str, field: FieldInfo) -> str:
     """What the option means, its range and its default."""
-    value = field.default
-    without = field.is_required() or value is None or value == []
-    default = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
-    hints = [range_of(name), "" if without else f"default {default}"]
+    default = default_of(name)
+    hints = [range_of(name), default and f"default {default}"]
     told = "; ".join(hint for hint in hints if hint)
     return f"{field.description} [{told}]" if told else str(field.description)
 
@@ -100,9 +98,8 @@ def _kind(field: FieldInfo) -> tuple[Any, Any]:
     if base is list:
         return list[str], []
     # A size is a number that is written as a text.
-    if "BeforeValidator" in repr((field.annotation, field.metadata)):
-        return str | None, None
-    return (base if base in (bool, int, float) else str) | None, None
+    plain = base in (bool, int, float) and not is_size(field)
+    return (base if plain else str) | None, None
 
 
 def _base(annotation: Any) -> Any:

@@ -82,10 +82,11 @@ class Lifecycle:
         self._digests = settings.key_digests()
         self._ends_with_engine = ends_with_engine
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._signalled = False
+        self._signalled = self._wanted = False
 
     def stop(self, force: bool = False) -> None:
         """Take no more requests and end when the running ones have, or at once; from any thread, and again."""
+        self._wanted = True
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # it has ended
                 self._loop.call_soon_threadsafe(self._begin_end, force)
@@ -102,6 +103,8 @@ class Lifecycle:
         """
         self._loop = asyncio.get_running_loop()
         self._asked, self._forced, self._traffic = asyncio.Event(), asyncio.Event(), Traffic()
+        if self._wanted:  # by a signal that was early
+            return
         fronts = {prefix: Front(loading_app(self.health)) for prefix in self._listeners}
         ports = {prefix: self._port(prefix, front) for prefix, front in fronts.items()}
         tasks = {

@@ -56,10 +56,16 @@ Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
 
 
 def option(
-    default: Any, meaning: str, *, also: tuple[str, ...] = (), secret: bool = False, **checks: Any
+    default: Any,
+    meaning: str,
+    *,
+    also: tuple[str, ...] = (),
+    secret: bool = False,
+    size: bool = False,
+    **checks: Any,
 ) -> Any:
-    """A field. `also` are other tools' names of it; a `secret` is never printed."""
-    extra: dict[str, Any] = {"also": list(also), "secret": secret}
+    """A field. `also` are other tools' names of it; a `secret` is never printed, a `size` is in bytes."""
+    extra: dict[str, Any] = {"also": list(also), "secret": secret, "size": size}
     return Field(default, description=meaning, json_schema_extra=extra, **checks)
 
 
@@ -124,6 +130,7 @@ class MemoryOptions(_Group):
         "Memory for keys and values, like 4GiB; without it, what is left over.",
         also=("kv_cache_memory_bytes",),
         ge=1,
+        size=True,
     )
     gpu_memory_utilization: float = option(
         0.9, "Share of a card's memory that may be taken in all.", gt=0, le=1
@@ -141,9 +148,11 @@ class MemoryOptions(_Group):
         True, "Reuse what earlier prompts began with.", also=("enable_prefix_caching",)
     )
     encoder_cache: Size | None = option(
-        None, "Memory for image features; without it 512MiB on a CPU, else 1GiB.", ge=0
+        None, "Memory for image features; without it 512MiB on a CPU, else 1GiB.", ge=0, size=True
     )
-    image_cache: Size = option(512 * MIB, "Host memory for preprocessed pictures; 0 keeps none.", ge=0)
+    image_cache: Size = option(
+        512 * MIB, "Host memory for preprocessed pictures; 0 keeps none.", ge=0, size=True
+    )
     num_speculative_tokens: int = option(
         0, "Tokens guessed ahead from the text itself; 0 is none.", ge=0, le=64
     )
@@ -176,8 +185,8 @@ class MediaOptions(_Group):
         [], "A folder whose files requests may name with file://. Repeatable; without any, no file is opened."
     )
     max_media: int = option(16, "Pictures and clips of a request.", ge=1, le=1000)
-    media_max_bytes: Size = option(64 * MIB, "Bytes of one medium as it is sent or stored.", ge=1)
-    media_max_total_bytes: Size = option(256 * MIB, "Bytes of a request's media together.", ge=1)
+    media_max_bytes: Size = option(64 * MIB, "Bytes of one medium as it is sent or stored.", ge=1, size=True)
+    media_max_total_bytes: Size = option(256 * MIB, "Bytes of a request's media together.", ge=1, size=True)
     media_max_pixels: int = option(
         40_000_000, "Width x height of a picture or frame, before it is decoded.", ge=1
     )
@@ -191,7 +200,9 @@ class MediaOptions(_Group):
     media_max_redirects: int = option(3, "Redirects followed to a medium, each checked anew.", ge=0, le=10)
     media_connections: int = option(64, "Media fetched at the same time by the whole server.", ge=1)
     media_connections_per_request: int = option(8, "Media of one request fetched at the same time.", ge=1)
-    media_max_held_bytes: Size = option(2048 * MIB, "Bytes of media being fetched by the whole server.", ge=1)
+    media_max_held_bytes: Size = option(
+        2048 * MIB, "Bytes of media being fetched by the whole server.", ge=1, size=True
+    )
 
 
 class NetworkOptions(_Group):
@@ -254,7 +265,7 @@ class LimitOptions(_Group):
     max_open: int = option(
         64, "Requests that are read, wait or are answered; one more gets 503.", ge=1, le=65535
     )
-    max_body: Size = option(64 * MIB, "Bytes of a request's body.", ge=1024, le=4 * GIB)
+    max_body: Size = option(64 * MIB, "Bytes of a request's body.", ge=1024, le=4 * GIB, size=True)
     body_seconds: Seconds = option(10.0, "Between two pieces of a body.")
     max_messages: int = option(1024, "Messages of a conversation.", ge=1)
     max_prompt_chars: int = option(4 * MIB, "Characters of all texts of a request.", ge=1)
@@ -273,7 +284,9 @@ class LimitOptions(_Group):
     max_stop_ids: int = option(256, "Stop tokens of a request.", ge=0)
     max_biases: int = option(1024, "Tokens of a request's logit_bias.", ge=0)
     max_bad_words: int = option(256, "Texts that an answer may not hold.", ge=0)
-    request_seconds: Seconds | None = option(600.0, "From a request's arrival to its end; none is for ever.")
+    request_seconds: Seconds | None = option(
+        600.0, "From a request's arrival to its end; null in a file is for ever."
+    )
 
 
 class RunOptions(_Group):

@@ -223,6 +223,11 @@ def is_secret(field: FieldInfo) -> bool:
     return bool(_extra(field)["secret"])
 
 
+def is_size(field: FieldInfo) -> bool:
+    """Whether an option is a number of bytes, which may be written like 4GiB."""
+    return bool(_extra(field)["size"])
+
+
 def _extra(field: FieldInfo) -> dict[str, Any]:
     extra = field.json_schema_extra
     assert isinstance(extra, dict)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sightline.errors import UsageError
-from sightline.server.config.printed import as_yaml
+from sightline.server.config.printed import as_markdown, as_yaml
 from sightline.server.config.sources import load_settings
 from sightline.server.settings import ServeSettings, all_options
 
@@ -109,3 +109,9 @@ def test_what_is_printed_holds_no_key(tmp_path: Path) -> None:
     assert "2 are set and not shown" in text
     loaded = load_settings({}, write(tmp_path, text), {}).settings
     assert loaded == settings.model_copy(update={"api_key": []})
+
+
+def test_the_documentation_lists_every_option_as_it_is() -> None:
+    page = Path(__file__).parents[3] / "docs" / "serve.md"
+    told = page.read_text(encoding="utf-8").partition("## Every option\n")[2].partition("\n\n")[2]
+    assert told == as_markdown() + "\n", "run: python -m sightline.server.config.printed"

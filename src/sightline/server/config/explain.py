@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sightline.server.settings import ServeSettings, all_options, is_secret, other_names
+from sightline.server.options import MIB
+from sightline.server.settings import ServeSettings, all_options, is_secret, is_size, other_names
 
 _ENDLESS = 2**60
 _RANGES = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
@@ -80,6 +81,19 @@ def range_of(name: str) -> str:
     if "ge" in bounds:
         return f"at least {bounds['ge']}"
     return f"above {bounds['gt']}" if "gt" in bounds else ""
+
+
+def default_of(name: str) -> str:
+    """An option's default as people write it; empty where its description says what is done without it."""
+    field = ServeSettings.model_fields[name]
+    value = field.default
+    if field.is_required() or value is None or value == []:
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if is_size(field) and value and value % MIB == 0:
+        return f"{value // MIB}MiB"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def nearest(name: str) -> str:
