@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sightline import LLM, SamplingParams
 from sightline.data.conversation import Conversation, Image, Message, Text
 from sightline.engine.errors import EngineFull
-from sightline.engine.stats import BETWEEN_TOKENS, FIRST_TOKEN, LATENCY, STEP_TOKENS, TOKENS
+from sightline.engine.stats import BETWEEN_TOKENS, FIRST_TOKEN, LATENCY, STEP_TOKENS, TOKENS, VISION_STAGES
 from sightline.errors import SightlineError
 from sightline.server.metrics.endpoint import router
 from sightline.server.metrics.mindie import Rates
@@ -172,14 +173,10 @@ def test_numbers_are_what_requests_did(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
     outputs = [llm.chat(messages, params)[0] for _ in range(2)]  # the second finds the first's blocks
     outputs += llm.generate(["a b", "c d"], SamplingParams(max_tokens=3, n=2, seed=1, ignore_eos=True))
-    text = (
-        llm.generate("what", SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))[0].outputs[0].text
-    )
-    stopped = llm.generate(
-        "what", SamplingParams(temperature=0, max_tokens=9, stop=[text[2]], ignore_eos=True)
-    )
-    outputs += llm.generate("what", SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)) + stopped
-    outputs.append(outputs[-2])  # the one asked for `text`
+    greedy = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    outputs += [llm.generate("what", greedy)[0] for _ in range(2)]
+    stop = [outputs[-1].outputs[0].text[2]]
+    outputs += llm.generate("what", replace(greedy, stop=stop))
     left = llm.stream("what", SamplingParams(temperature=0, max_tokens=1500, ignore_eos=True))
     next(iter(left))
     left.abort()
@@ -228,6 +225,19 @@ def test_numbers_are_what_requests_did(llm: LLM) -> None:
     assert steps == total(families, "sightline:steps")
     for name in VISION_HISTOGRAMS - {"media_preprocess_seconds"}:
         assert count(families, f"sightline:{name}") == 2
+    # Each histogram is of its own stage.
+    stages = {
+        "e2e_request_latency": "total",
+        "request_queue_time": "queue",
+        "request_decode_time": "decode_time",
+    }
+    stages |= {"media_fetch": "fetch", "media_decode": "decode", "vision_encode": "encode"}
+    stages |= {"media_preprocess": "preprocess"}
+    for name, stage in stages.items():
+        whole = next(one for one in families if one.endswith(f":{name}_seconds"))
+        of = [output for output in outputs if output.vision_tokens or stage not in VISION_STAGES]
+        took = sum(getattr(output.metrics, stage) for output in of)
+        assert value(families, whole, f"{whole}_sum") == pytest.approx(took), name
     assert count(families, "sightline:media_preprocess_seconds") == well
     assert total(families, "sightline:encoder_cache_hits") + 1 >= 1
     assert total(families, "sightline:requests_refused") == 1
