@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from typing import Any
 
 import httpx
@@ -28,6 +29,14 @@ def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
+
+
+def wait_until_idle(llm: Any) -> None:
+    """A request that is given up ends at the engine's next step."""
+    until = time.monotonic() + 20
+    while (stats := llm.engine.stats()).running + stats.waiting:
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def refusal(url: str, body: Any) -> tuple[int, str | None]:
@@ -73,6 +82,7 @@ def joined_chat(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             found["token_ids"] += choice.get("token_ids", [])
             if choice["finish_reason"] is not None:
                 assert delta == {}, "why it ended stands in a chunk of its own"
+                assert choice["logprobs"] is None
             found["finish_reason"] = choice["finish_reason"]
     return [choices[index] for index in sorted(choices)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from asking import about
+from asking import about, wait_until_idle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
@@ -186,4 +186,4 @@ def test_the_document_describes_what_the_server_does(address: Address, llm: LLM)
 
         ask()
     assert statuses.count(200) >= 8
-    assert llm.engine.stats().running == 0
+    wait_until_idle(llm)

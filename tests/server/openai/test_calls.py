@@ -43,6 +43,7 @@ def read(*pieces: str, live: bool = False) -> Read:
         (f"Let me look.\n{CALL}", "Let me look.", [("f", '{"a": 1}')]),
         (f"{CALL}\n{CALL}\n", "", [("f", '{"a": 1}')] * 2),
         (f"{CALL} and more", " and more", [("f", '{"a": 1}')]),
+        (f"before\n{CALL} and more", "before and more", [("f", '{"a": 1}')]),
         # The closing tag alone is missing: the answer ended with its stop token.
         (CALL.removesuffix("\n</tool_call>"), "", [("f", '{"a": 1}')]),
         (CALL.removesuffix("_call>"), "", [("f", '{"a": 1}')]),

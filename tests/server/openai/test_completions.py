@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from asking import chunks, post, refusal
+from asking import chunks, post, refusal, wait_until_idle
 
 from sightline import LLM, SamplingParams
 from sightline.server.run import Address
@@ -151,7 +151,7 @@ def test_a_prompt_is_cut_to_its_last_tokens(address: Address, llm: LLM) -> None:
 def test_wrong_requests_are_named(address: Address, llm: LLM, change: dict[str, Any], param: str) -> None:
     status, found = refusal(f"{address.url}/completions", {"prompt": "a", "max_tokens": 2, **change})
     assert (status, found) == (404 if param == "model" else 400, param)
-    assert llm.engine.stats().running == 0
+    wait_until_idle(llm)
 
 
 def test_prompts_of_mixed_kinds_are_refused(address: Address) -> None:

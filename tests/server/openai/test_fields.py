@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from asking import about, data_url, post, refusal
+from asking import about, chunks, data_url, joined_chat, post, refusal, whole_chat
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 from scripted_exchange import ScriptedExchange, script
@@ -214,7 +214,9 @@ def test_an_echoed_beginning_stands_before_the_answer(address: Address) -> None:
     body = {"messages": begun, "continue_final_message": True, "max_tokens": 4, "temperature": 0}
     url = f"{address.url}/chat/completions"
     plain = post(url, body)["choices"][0]["message"]["content"]
-    assert post(url, {**body, "echo": True})["choices"][0]["message"]["content"] == "It is " + plain
+    whole = post(url, {**body, "echo": True})
+    assert whole["choices"][0]["message"]["content"] == "It is " + plain
+    assert joined_chat(chunks(url, {**body, "echo": True})) == whole_chat(whole)
 
 
 def test_ids_of_requests_and_tokens(address: Address, llm: LLM) -> None:

@@ -50,9 +50,10 @@ def test_the_sdk_parses_an_answer(client: openai.OpenAI) -> None:
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
         {"structured_outputs": {"json": SCHEMA}},
         {"structured_outputs": {"json": json.dumps(SCHEMA)}},
+        {"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}},
         {"guided_json": SCHEMA},
     ],
-    ids=["strict", "schema", "structured", "text", "guided"],
+    ids=["strict", "schema", "structured", "text", "tight", "guided"],
 )
 def test_an_answer_keeps_to_a_schema(address: Address, form: dict[str, Any]) -> None:
     body = {"messages": about(), "temperature": 1, "seed": 1, "max_tokens": 300, **form}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,21 +117,21 @@ class Chunks:
         self._plain = told.logprobs is None and not (told.token_ids or told.running or told.silent)
 
     def tell(
-        self, number: int, delta: Delta, output: RequestOutput, all_outputs: Sequence[RequestOutput]
+        self, number: int, delta: Delta, outputs: Callable[[], Sequence[RequestOutput]]
     ) -> Iterator[str]:
-        """What a delta of one prompt brings."""
+        """What a delta of one prompt brings; `outputs` gives those of all prompts so far, where they are needed."""
         index = number * self._told.n + delta.index
         if not self._begun[index]:
             self._begun[index] = True
             if self._told.echoed is not None:
-                yield self._echo(number, index, output)
+                yield self._echo(number, index, outputs()[number])
         if self._plain:
             if delta.text or delta.finish_reason is not None:
                 yield self._quick(index, delta)
             return
         if self._told.silent:
             if delta.finish_reason is not None:
-                yield self._chunk(index, "", None, "length", None, {}, all_outputs)
+                yield self._chunk(index, "", None, "length", None, {}, outputs)
             return
         pending = self._pending[index]
         pending.add(delta)
@@ -140,9 +140,7 @@ class Chunks:
         new = pending.take()
         logprobs = self._writers[index].tell(new.token_ids, new.logprobs or None)
         ids = {"token_ids": new.token_ids} if self._told.token_ids else {}
-        yield self._chunk(
-            index, delta.text, logprobs, delta.finish_reason, delta.stop_reason, ids, all_outputs
-        )
+        yield self._chunk(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason, ids, outputs)
 
     def end(self, outputs: Sequence[RequestOutput]) -> Iterator[str]:
         """The chunk without choices that tells the usage, where that is wanted."""
@@ -167,7 +165,7 @@ class Chunks:
             more["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
         if self._told.token_ids:
             more["prompt_token_ids"] = output.prompt_token_ids
-        return self._chunk(index, text, logprobs, None, None, more, [output])
+        return self._chunk(index, text, logprobs, None, None, more, lambda: [output])
 
     def _chunk(
         self,
@@ -177,14 +175,14 @@ class Chunks:
         reason: str | None,
         stop: int | str | None,
         more: dict[str, Any],
-        outputs: Sequence[RequestOutput],
+        outputs: Callable[[], Sequence[RequestOutput]],
     ) -> str:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         if stop is not None:
             choice["stop_reason"] = stop
         body: dict[str, Any] = {"choices": [{**choice, **more}]}
         if self._told.running:
-            body["usage"] = usage_of(self._told.seen(outputs))
+            body["usage"] = usage_of(self._told.seen(outputs()))
         elif self._told.usage:
             body["usage"] = None
         return data(f"{self._opening},{compact(body)[1:]}")

@@ -131,16 +131,19 @@ async def events(
     chunks: Chunks, exchanges: Sequence[Exchange], interval: int | None = None
 ) -> AsyncIterator[str]:
     """Text as it comes, why each answer ended, and the usage where it is asked for."""
+
+    def outputs() -> list[RequestOutput]:
+        return [exchange.output for exchange in exchanges]
+
     try:
         async for one in patient(_merged(exchanges, interval or 1)):
             if one is None:
                 yield PING
                 continue
             number, delta = one
-            outputs = [exchange.output for exchange in exchanges]
-            for text in chunks.tell(number, delta, outputs[number], outputs):
+            for text in chunks.tell(number, delta, outputs):
                 yield text
-        for text in chunks.end([exchange.output for exchange in exchanges]):
+        for text in chunks.end(outputs()):
             yield text
     except RequestError as error:
         # The status line is gone already, so the error travels as an event.

@@ -114,6 +114,10 @@ def _structured(given: StructuredOutputs) -> Form:
     values = {name: value for name, value in kinds.items() if value is not None}
     field = f"structured_outputs.{next(iter(values))}" if len(values) == 1 else "structured_outputs"
     _check(given.json_, "structured_outputs.json")
+    if given.disable_any_whitespace is not None:
+        values["disable_any_whitespace"] = given.disable_any_whitespace
+    if given.whitespace_pattern is not None:
+        values["whitespace_pattern"] = given.whitespace_pattern
     return _made(field, **values)
 
 
