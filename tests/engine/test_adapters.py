@@ -213,7 +213,7 @@ EVERYTHING = tuple(
 
 
 def test_few_blocks_and_drafts(base: Path) -> None:
-    schedule = Schedule(EVERYTHING, block_size=3, spare=4, seqs=6, tokens=23, drafts=3, features=20)
+    schedule = Schedule(EVERYTHING, block_size=3, spare=2, seqs=6, tokens=23, drafts=3, features=20)
     totals = play(bench(base), schedule).core.totals
     assert totals.preemptions
     assert totals.accepted
