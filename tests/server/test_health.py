@@ -149,12 +149,37 @@ def test_timed_health_generates_where_nothing_else_does(llm: LLM, monkeypatch: p
     with serve_in_background(llm) as address:
         assert httpx.get(f"{address.root}/health/timed-5").status_code == 200
         assert steps
+        # Another one asks nothing of the engine so soon after.
+        made = len(steps)
         assert httpx.get(f"{address.root}/health/timed").status_code == 200
-        for wrong in ("0", "-1", "601", "x", "1.5", "9" * 99, "¹"):
+        assert len(steps) == made
+        for wrong in ("0", "-1", "601", "x", "1.5", "9" * 99, "000599999", "¹"):
             answer = httpx.get(f"{address.root}/health/timed-{wrong}")
             assert answer.status_code == 400, wrong
             assert "N from 1 to 600" in answer.json()["error"]["message"].replace("n from", "N from")
     assert llm.engine.stats().running == 0
+
+
+def test_many_who_ask_share_one_probe(
+    llm: LLM, release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_step(llm, monkeypatch, lambda: release.wait(30))
+    answers: list[int] = []
+
+    with serve_in_background(llm) as address:
+
+        def ask() -> None:
+            answers.append(httpx.get(f"{address.root}/health/timed-20", timeout=30).status_code)
+
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.2)
+        assert llm.engine.open_requests == 1
+        release.set()
+        for thread in threads:
+            thread.join()
+    assert answers == [200] * 8
 
 
 def test_timed_health_waits_no_longer_than_it_says(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
@@ -20,6 +21,8 @@ from sightline.errors import SightlineError
 from sightline.server.errors import RETRY_AFTER
 
 log = logging.getLogger("sightline.server")
+
+_NOT_READY: dict[str, Any] = {"description": "not ready; the body says why"}
 
 State = Literal["loading", "ready", "draining", "stalled", "dead"]
 
@@ -50,12 +53,11 @@ class Health:
         self.stall_seconds = stall_seconds
         self._llm: LLM | None = None
         self._draining = False
+        self._probing: asyncio.Task[None] | None = None
+        self._probed = -_FRESH  # when a probe was last answered
         self._told: State = "ready"
-        self._seen = (
-            0.0,
-            0.0,
-            0.0,
-        )  # a heartbeat, when it was first seen, and the thread's processor seconds then
+        # A heartbeat, when it was first seen, and the thread's processor seconds then.
+        self._seen = (0.0, 0.0, 0.0)
 
     def loaded(self, llm: LLM) -> None:
         self._llm = llm
@@ -111,10 +113,17 @@ class Health:
         if self._llm is None or not self.ready:
             return False
         engine = self._llm.engine
-        if engine.open_requests and engine.stalled() < _FRESH:
+        if (
+            engine.open_requests and engine.stalled() < _FRESH
+        ) or time.perf_counter() - self._probed < _FRESH:
             return True
+        # All who ask share one probe: nobody has to show a key for it, so it must not cost more by the number of them.
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.ensure_future(self.probe())
+            self._probing.add_done_callback(_look_at)
         try:
-            await asyncio.wait_for(self.probe(), seconds)
+            await asyncio.wait_for(asyncio.shield(self._probing), seconds)
+            self._probed = time.perf_counter()
         except (asyncio.TimeoutError, EngineFull):
             # The probe's own arrival was a sign of life too, so only later ones count.
             return engine.stalled() < seconds / 2
@@ -163,6 +172,12 @@ class Health:
         return runs or (elapsed > 0 and (seconds - used) / elapsed > _BUSY)
 
 
+def _look_at(task: asyncio.Task[None]) -> None:
+    """An error that nobody waits for any more is no news."""
+    if not task.cancelled():
+        task.exception()
+
+
 def _processor_use(thread: int | None) -> tuple[bool, float]:
     """Whether a thread runs or could, and its seconds of processor time; (False, 0) where the system is not Linux."""
     try:
@@ -184,23 +199,31 @@ def router(health: Health) -> APIRouter:
         body = {"status": health.state, "reason": health.reason}
         return JSONResponse(body, status_code=503, headers={"retry-after": RETRY_AFTER})
 
-    @routes.api_route("/health", methods=["GET", "HEAD"])
-    @routes.api_route("/ping", methods=["GET", "HEAD"])
-    @routes.api_route("/v2/health/ready", methods=["GET", "HEAD"])
     async def ready() -> Response:
         return told()
 
-    @routes.api_route("/v2/health/live", methods=["GET", "HEAD"])
     async def live() -> Response:
         return Response()
 
-    @routes.get("/health/timed")
+    for path, answer in (
+        *(("/health", ready), ("/ping", ready)),
+        *(("/v2/health/ready", ready), ("/v2/health/live", live)),
+    ):
+        described: dict[int | str, dict[str, Any]] = {503: _NOT_READY} if answer is ready else {}
+        routes.add_api_route(path, answer, methods=["GET"], responses=described, response_class=Response)
+        routes.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
+
+    @routes.get("/health/timed", responses={503: _NOT_READY}, response_class=Response)
     async def timed() -> Response:
         return await within(_TIMED_SECONDS)
 
-    @routes.get("/health/timed-{seconds}")
+    @routes.get(
+        "/health/timed-{seconds}",
+        responses={400: {"description": "no number of seconds"}, 503: _NOT_READY},
+        response_class=Response,
+    )
     async def timed_within(seconds: str) -> Response:
-        if not seconds.isascii() or not seconds.isdecimal() or not 1 <= int(seconds[:5]) <= 600:
+        if not re.fullmatch("[0-9]{1,3}", seconds) or not 1 <= int(seconds) <= 600:
             raise HTTPException(400, "write /health/timed-N with N from 1 to 600 seconds")
         return await within(int(seconds))
 
