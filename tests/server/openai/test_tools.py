@@ -280,3 +280,59 @@ def test_allowed_tools_are_the_only_ones_shown(address: Address, monkeypatch: py
     system = asked[0][0].messages[0].text
     assert '"time"' in system
     assert "weather" not in system
+
+
+STRICT: dict[str, Any] = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+
+
+@pytest.mark.parametrize("tags", [False, True], ids=["spelled", "tokens"])
+@pytest.mark.parametrize(
+    ("answer", "sound"),
+    [
+        ("no call at all", True),
+        (f"I look. {CALL}\n{CALL}\nafter", True),
+        ('<tool_call>\n{"name": "time", "arguments": {"any": [1]}}\n</tool_call>', True),
+        ('<tool_call>\n{"name": "weather", "arguments": {"place": "c"', False),
+        ('a <tool_call>\n{"name": "other"', False),
+        ("<tool_call> is a tag", False),
+    ],
+)
+def test_strict_tools_hold_the_calls_and_leave_the_text_free(answer: str, sound: bool, tags: bool) -> None:
+    """The grammar itself, for a tokenizer that spells the tags and for one that has them as tokens, as Qwen's have."""
+    import copy
+
+    from llguidance import LLMatcher
+    from llguidance.hf import from_tokenizer
+    from tiny import make_tokenizer
+
+    from sightline.server.openai.call_grammar import calls_grammar, has_tags
+
+    tokenizer = copy.deepcopy(make_tokenizer())
+    if tags:
+        tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+    assert has_tags(tokenizer) is tags
+    for tools, grammar_of in (([STRICT, TIME], "auto"), ([STRICT, TIME], "required")):
+        toolbox = read_tools(tools, grammar_of, None)
+        matcher = LLMatcher(from_tokenizer(tokenizer), calls_grammar(toolbox, tags, None))
+        assert matcher.get_error() == ""
+        ids = tokenizer.encode(answer, add_special_tokens=False)
+        taken = matcher.try_consume_tokens(ids)
+        if grammar_of == "auto":
+            assert (taken == len(ids)) is sound
+            assert not sound or matcher.is_accepting()
+        else:
+            assert (taken == len(ids)) is (sound and answer.startswith("<tool_call>"))
+
+
+def test_a_strict_call_streams_as_it_grows(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = script(monkeypatch, ScriptedExchange(list(f"I look.\n{CALL}")))
+    body = {"messages": about(), "tools": [STRICT, TIME]}
+    parts = chunks(f"{address.url}/chat/completions", body)
+    assert asked[0][1].structured_outputs.kind == "grammar"
+    (joined,) = joined_chat(parts)
+    (whole,) = whole_chat(post(f"{address.url}/chat/completions", body))
+    assert (joined["content"], joined["calls"]) == (whole["content"], whole["calls"])
+    calls = [call for part in parts for one in part["choices"] for call in one["delta"].get("tool_calls", ())]
+    assert calls[0]["function"] == {"name": "weather", "arguments": ""}
+    assert len(calls) > 10
+    assert "".join(call["function"]["arguments"] for call in calls) == '{"place": "a", "days": 2}'

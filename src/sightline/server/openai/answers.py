@@ -17,7 +17,7 @@ class AnswerText:
     """The text of one growing answer. Without tools it passes as it is."""
 
     def __init__(self, toolbox: Toolbox) -> None:
-        self._reader = CallReader(live=toolbox.required) if toolbox else None
+        self._reader = CallReader(live=toolbox.held) if toolbox else None
 
     def feed(self, text: str) -> list[Piece]:
         if self._reader is not None:

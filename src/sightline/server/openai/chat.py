@@ -15,6 +15,7 @@ from sightline.engine.sampling.params import SamplingParams
 from sightline.server.errors import RequestError, error_body
 from sightline.server.exchange import Events, Exchange, until_left
 from sightline.server.openai.answers import spaced
+from sightline.server.openai.call_grammar import has_tags
 from sightline.server.openai.describe import CHAT_ANSWER, described
 from sightline.server.openai.fields import ChatRequest
 from sightline.server.openai.logprobs import TokenNames
@@ -51,7 +52,7 @@ async def answer(service: Service, template: Template, request: ChatRequest) -> 
     """
     service.names.find(request.model)
     toolbox = read_tools(request.tools, request.tool_choice, request.parallel_tool_calls)
-    form = form_of(request, toolbox)
+    form = form_of(request, toolbox, tags=has_tags(service.llm.get_tokenizer()))
     params = chat_sampling(request, service.defaults, service.limits, form)
     params = _showing_calls(params, toolbox, service)
     truncated = truncation(request, service.llm.max_model_len)

@@ -5,19 +5,17 @@ Where tools come into it (`tool_choice`, or tools beside a form), the form is a 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from sightline.engine.sampling.params import ParameterError
 from sightline.engine.sampling.structured.params import StructuredOutputsParams
 from sightline.server.errors import RequestError
+from sightline.server.openai.call_grammar import calls_grammar
 from sightline.server.openai.fields import Request, ResponseFormat, StructuredOutputs
-from sightline.server.openai.tools import CLOSE, OPEN, Tool, Toolbox, check_schema
+from sightline.server.openai.tools import Toolbox, check_schema
 
 _GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
-# Calls as the models have seen them, {"name": "f", "arguments": {"a": 1}}, without other blanks.
-_AS_TRAINED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _FORMATS = ("text", "json_object", "json_schema")
 
 
@@ -38,8 +36,11 @@ class Form:
         return RequestError(message, status=error.status, param=self.field, code=told["code"])
 
 
-def form_of(request: Request, toolbox: Toolbox | None = None) -> Form | None:
+def form_of(request: Request, toolbox: Toolbox | None = None, *, tags: bool = False) -> Form | None:
     """The form that a request asks for, None where its answer is free.
+
+    Args:
+        tags: whether the tags of calls are tokens.
 
     Raises:
         RequestError: it asks for several, for one that is not known, or for one that its tools contradict.
@@ -51,7 +52,7 @@ def form_of(request: Request, toolbox: Toolbox | None = None) -> Form | None:
             param=forms[1].field,
         )
     form = forms[0] if forms else None
-    if not toolbox or not (toolbox.required or form):
+    if not toolbox or not (toolbox.held or form):
         return form
     if form is not None and not toolbox.required and form.params.kind not in ("json", "json_object"):
         raise RequestError(
@@ -59,8 +60,7 @@ def form_of(request: Request, toolbox: Toolbox | None = None) -> Form | None:
             param=form.field,
         )
     free = None if toolbox.required or form is None else form.params
-    grammar = _calls_grammar(toolbox, free)
-    return _made("tool_choice" if free is None else "tools", grammar=grammar)
+    return _made("tools", grammar=calls_grammar(toolbox, tags, free))
 
 
 def _format(given: ResponseFormat | None) -> Form | None:
@@ -131,37 +131,3 @@ def _made(field: str, **values: Any) -> Form:
         return Form(StructuredOutputsParams(**values), field)
     except ParameterError as error:
         raise RequestError(str(error).replace(error.name, field, 1), param=field) from error
-
-
-def _calls_grammar(toolbox: Toolbox, free: StructuredOutputsParams | None) -> str:
-    """Calls of these tools with arguments after their schemas, or `free` in their place (llguidance's Lark)."""
-    calls = r'call ("\n" call)*' if toolbox.parallel else "call"
-    rules = [f"start: {calls}" + ("" if free is None else " | free")]
-    rules.append(
-        f'call: "{OPEN}\\n" ({" | ".join(f"tool{n}" for n in range(len(toolbox.tools)))}) "\\n{CLOSE}"'
-    )
-    rules += [f"tool{number}: %json {_one_line(_schema(tool))}" for number, tool in enumerate(toolbox.tools)]
-    if free is not None:
-        rules.append(f"free: %json {free.json if free.kind == 'json' else _one_line({'type': 'object'})}")
-    return "\n".join(rules)
-
-
-def _schema(tool: Tool) -> dict[str, Any]:
-    parameters = dict(tool.parameters)
-    parameters.setdefault("type", "object")
-    shape: dict[str, Any] = {
-        "type": "object",
-        "properties": {"name": {"const": tool.name}, "arguments": parameters},
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-        "x-guidance": _AS_TRAINED,
-    }
-    # References within the parameters mean their own root.
-    for name in ("$defs", "definitions"):
-        if name in parameters:
-            shape[name] = parameters.pop(name)
-    return shape
-
-
-def _one_line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -39,11 +39,12 @@ For each function call, return a json object with function name and arguments wi
 
 @dataclass(frozen=True)
 class Tool:
-    """`written` is the tool as the model is shown it."""
+    """`written` is the tool as the model is shown it; with `strict` its calls keep to its schema."""
 
     name: str
     parameters: Mapping[str, Any]
     written: str
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Toolbox:
     tools: tuple[Tool, ...] = ()
     required: bool = False
     parallel: bool = True
+
+    @property
+    def held(self) -> bool:
+        """Whether a grammar holds the model to sound calls."""
+        return self.required or any(tool.strict for tool in self.tools)
 
     def __bool__(self) -> bool:
         return bool(self.tools)
@@ -118,9 +124,12 @@ def _tool(one: Mapping[str, Any], where: str) -> Tool:
         raise RequestError(
             f"{where}.function.description must be a text", param=f"{where}.function.description"
         )
+    strict = function.get("strict")
+    if strict is not None and not isinstance(strict, bool):
+        raise RequestError(f"{where}.function.strict must be true or false", param=f"{where}.function.strict")
     shown = {"name": name, "description": description or "", "parameters": parameters}
     check_schema(parameters, f"{where}.function.parameters")
-    return Tool(name, parameters, _json({"type": "function", "function": shown}, where))
+    return Tool(name, parameters, _json({"type": "function", "function": shown}, where), strict is True)
 
 
 def _choice(
