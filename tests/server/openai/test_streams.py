@@ -112,6 +112,17 @@ def test_a_long_wait_for_the_first_token_is_bridged_by_comments(
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "ab"
 
 
+def test_nothing_to_wait_for_is_no_fault() -> None:
+    async def nothing() -> AsyncIterator[int]:
+        return
+        yield 1
+
+    async def read() -> list[int | None]:
+        return [item async for item in patient(nothing())]  # type: ignore[arg-type]
+
+    assert asyncio.run(read()) == []
+
+
 def test_what_waits_is_closed_when_its_reader_leaves() -> None:
     closed = []
 
