@@ -98,6 +98,8 @@ def test_low_detail_is_a_picture_of_512_by_512() -> None:
         ({}, {"video": {"num_frames": 16}}, math.inf, 16),
         ({}, {"video": {"fps": 0.5}}, 0.5, None),
         ({"fps": 3}, {"video": {"fps": 0.5}}, 3.0, None),
+        ({"fps": 3}, {"video": {"num_frames": 4}}, 3.0, None),
+        ({"num_frames": 4}, {"video": {"fps": 3}}, math.inf, 4),
     ],
 )
 def test_how_a_clip_is_sampled(part: Any, loading: Any, rate: Any, frames: Any) -> None:

@@ -117,6 +117,9 @@ class PartReader:
         else:
             source = self._source(value, place)
         options = {**self.video, **part}
+        for own, other in (("fps", "num_frames"), ("num_frames", "fps")):
+            if part.get(own) is not None and part.get(other) is None:
+                options.pop(other, None)  # what the request says for all of its clips
         limits = _numbers(options, where, "min_pixels", "max_pixels")
         limits = _within(limits, self.spec.frame_limit, None, where)
         rate, frames = _sampling(options, where)
