@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -137,15 +137,27 @@ def open_adapter(folder: str | Path, base: Shapes) -> Adapter:
 
 
 def check_base(adapter: Adapter, config: dict[str, Any]) -> None:
-    """Whether an adapter says that it was trained on another kind of model.
+    """Whether an adapter says that it was trained on another kind of model: itself, or by a base that it names and that
+    is there. Two families can have layers of the same names and sizes.
 
     Raises:
         SightlineError: it does; the text names both.
     """
+    named = adapter.settings.get("base_model_name_or_path")
     trained = (adapter.settings.get("auto_mapping") or {}).get("base_model_class")
+    if not trained and named and (Path(named) / "config.json").is_file():
+        trained = (read_json(Path(named) / "config.json", "").get("architectures") or [None])[0]
     kinds = config.get("architectures") or []
     if trained and kinds and trained not in kinds:
         raise SightlineError(f"{adapter.folder} was trained on a {trained}, but the base is a {kinds[0]}")
+
+
+def follow_tie(adapter: Adapter, embedding: str, head: str) -> None:
+    """Single tokens that were trained in a tied embedding are those of the head too: PEFT puts them on both. LoRA on
+    the embedding, or the embedding trained whole, leaves the head the base's."""
+    change = adapter.changes.get(embedding)
+    if change is not None and change.tokens is not None:
+        adapter.changes.setdefault(head, replace(change, target=head))
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
@@ -208,18 +220,14 @@ def _place(adapter: Adapter, name: str, places: dict[str, str], base: Shapes) ->
     target = places[ours]
     known = target if target in base else places["text.embed_tokens.weight"]
     change = adapter.changes.setdefault(target, Change(target, base.shape(known)))
-    if magnitude:
-        change.magnitude = name
-    elif tokens:
-        change.tokens = name
-    elif pair is None:
-        change.whole = name
-    else:
+    role = "magnitude" if magnitude else "tokens" if tokens else pair["side"].lower() if pair else "whole"
+    if (other := getattr(change, role)) is not None:
+        raise SightlineError(
+            f"{adapter.folder} holds {other} and {name}, which are one tensor of {base.path}"
+        )
+    setattr(change, role, name)
+    if pair:
         change.embedding = bool(pair["embedding"])
-        if pair["side"] == "A":
-            change.a = name
-        else:
-            change.b = name
         change.scale = _scale(adapter.settings, unwrapped(module), adapter.store, name, pair["side"])
 
 
@@ -231,8 +239,8 @@ def token_ids(adapter: Adapter, change: Change) -> list[int]:
     """
     given = adapter.settings.get("trainable_token_indices")
     if isinstance(given, dict):
-        module = change.target.removesuffix(".weight")
-        given = next((ids for name, ids in given.items() if module.endswith(name)), None)
+        module = unwrapped(change.tokens or "").partition(".token_adapter.")[0]
+        given = next((ids for name, ids in given.items() if f".{module}".endswith(f".{name}")), None)
     rows, (count, width) = change.shape[0], adapter.store.shape(change.tokens or "")
     ids = given if isinstance(given, list) else []
     if len(ids) != count or len(set(ids)) != count or not all(0 <= token < rows for token in ids):

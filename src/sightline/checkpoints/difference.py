@@ -23,7 +23,7 @@ class TensorDifference:
     Attributes:
         largest: absolute difference of two numbers, nan where only one of them is nan.
         relative: norm of the difference over the norm of the first tensor.
-        numbers: how many differ.
+        numbers: how many differ; of one type bit for bit, so that 0.0 and -0.0 do.
     """
 
     name: str
@@ -116,13 +116,24 @@ def _compared(name: str, one: Entry, other: Entry, first: Store, second: Store) 
         change = change - wide
         both = wide.isnan() & _wide(theirs).isnan()
         change[both | (wide == _wide(theirs))] = 0.0
-        numbers += int((change != 0).sum())
+        numbers += int(_differing(ours, theirs, change).sum())
         largest = max(largest, float(change.abs().max())) if not change.isnan().any() else float("nan")
         squares += float(change.square().sum())
         norm += float(wide.square().sum())
     if numbers == 0:
         return None
     return TensorDifference(name, largest, (squares / norm) ** 0.5 if norm else float("inf"), numbers)
+
+
+def _differing(ours: torch.Tensor, theirs: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Which numbers are not the same: by their bytes, where both are of one type."""
+    import torch
+
+    if ours.dtype != theirs.dtype:
+        return change != 0
+    size = ours.element_size()
+    one, other = (rows.contiguous().view(torch.uint8).reshape(-1, size) for rows in (ours, theirs))
+    return (one != other).any(dim=1)
 
 
 def _wide(rows: torch.Tensor) -> torch.Tensor:

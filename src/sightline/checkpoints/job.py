@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ from sightline.files import make_ordinary, only_user, read_object, write_json
 from sightline.progress import note, size
 
 _PLAN = "job.json"
+_PART = ".part"
 
 
 class Job:
@@ -45,20 +47,30 @@ class Job:
         self._done = 0
 
     def __enter__(self) -> Job:
-        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-            raise SightlineError(f"{self.output} already exists; choose another output folder or remove it")
-        try:
+        check_free(self.output)
+        busy = f"another process is writing {self.output}; wait for it"
+        with self._told():
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SightlineError(f"cannot write {self.output}: {error.strerror or error}") from error
-        self._lock = only_user(self.folder, f"another process is writing {self.output}; wait for it")
-        self._lock.__enter__()
+            self._lock = only_user(self.folder, busy)
+            self._lock.__enter__()
         try:
-            self._begin()
+            with self._told():
+                # Between our look and our lock the other process may have finished, and given the folder its name.
+                check_free(self.output)
+                if not self.folder.is_dir():
+                    raise SightlineError(busy)
+                self._begin()
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
         return self
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SightlineError(f"cannot write {self.output}: {error.strerror or error}") from error
 
     def _begin(self) -> None:
         if self._resume and (self.folder / _PLAN).is_file():
@@ -69,12 +81,19 @@ class Job:
                     f"the interrupted job in {self.folder} was another one: its {other} differs; run without "
                     "--resume to start anew"
                 )
+            self._clear_unfinished()
         else:
+            if any(self.folder.iterdir()):
+                note(
+                    f"what an interrupted run left in {self.folder} is removed; --resume would have gone on with it"
+                )
             self._clear()
-        written = sum(file.stat().st_size for file in self.folder.iterdir())
+        # Not their sizes: a file that waits to be filled takes no room yet.
+        written = sum(file.stat().st_blocks * 512 for file in self.folder.rglob("*") if file.is_file())
         free = shutil.disk_usage(self.folder).free
         if free + written < self._bytes:
-            self._give_up()
+            if not written:
+                self._give_up()
             raise SightlineError(
                 f"{self.output} needs {size(self._bytes)}, but its disk has {size(free)} free; make room or "
                 "choose another output folder"
@@ -91,16 +110,18 @@ class Job:
         if target.is_file():
             self._done += 1
             return False
-        part = target.with_name(target.name + ".part")
+        part = target.with_name(target.name + _PART)
         try:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            write(part)
-            make_ordinary(part)
-            _flush(part)
-            part.rename(target)
-            _flush(target.parent)
-        except OSError as error:
-            raise SightlineError(f"cannot write {self.output}: {error.strerror or error}") from error
+            with self._told():
+                part.parent.mkdir(parents=True, exist_ok=True)
+                write(part)
+                make_ordinary(part)
+                _flush(part)
+                part.rename(target)
+                _flush(target.parent)
+        except BaseException:
+            part.unlink(missing_ok=True)  # room for whoever filled the disk
+            raise
         self._done += 1
         return True
 
@@ -112,8 +133,10 @@ class Job:
     ) -> None:
         try:
             if kind is None:
-                self._finish()
-            elif self._done:
+                with self._told():
+                    self._finish()
+                return
+            if self._done:
                 note(
                     f"what is done of {self.output} is kept; the same command with --resume goes on from there"
                 )
@@ -121,19 +144,26 @@ class Job:
                 self._give_up()
         finally:
             self._lock.__exit__(None, None, None)
+        if isinstance(error, OSError):  # of a small file beside the weights
+            raise SightlineError(f"cannot write {self.output}: {error.strerror or error}") from error
 
     def _finish(self) -> None:
-        try:
-            (self.folder / _PLAN).unlink()
-            for folder in [self.folder, *(path for path in self.folder.rglob("*") if path.is_dir())]:
-                folder.chmod(0o777 & ~_umask())
-                _flush(folder)
-            if self.output.exists():
-                self.output.rmdir()
-            self.folder.rename(self.output)
-            _flush(self.output.parent)
-        except OSError as error:
-            raise SightlineError(f"cannot write {self.output}: {error.strerror or error}") from error
+        for path in [self.folder, *self.folder.rglob("*")]:
+            if path.is_dir():
+                path.chmod(0o777 & ~_umask())
+            _flush(path)
+        # Behind this the folder is whole. Killed before the rename, it is made anew: nothing says what it was made of.
+        (self.folder / _PLAN).unlink()
+        if self.output.exists():
+            self.output.rmdir()
+        self.folder.rename(self.output)
+        _flush(self.output.parent)
+
+    def _clear_unfinished(self) -> None:
+        """What was being written when the job ended, and would not be written again under the same name."""
+        for path in list(self.folder.rglob("*")):
+            if path.is_file() and (path.name.endswith(_PART) or path.name.startswith(".")):
+                path.unlink()
 
     def _clear(self) -> None:
         for path in self.folder.iterdir():
@@ -141,6 +171,20 @@ class Job:
 
     def _give_up(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def check_free(output: Path) -> None:
+    """Whether a folder can be made there.
+
+    Raises:
+        SightlineError: something is there already that is not an empty folder.
+    """
+    try:
+        taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    except OSError as error:
+        raise SightlineError(f"cannot write {output}: {error.strerror or error}") from error
+    if taken:
+        raise SightlineError(f"{output} already exists; choose another output folder or remove it")
 
 
 def sources(files: Iterable[Path]) -> list[list[Any]]:

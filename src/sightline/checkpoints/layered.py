@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightline.checkpoints.adapter import Adapter, Change, open_adapter
+from sightline.checkpoints.adapter import Adapter, Change, follow_tie, open_adapter
 from sightline.checkpoints.names import canonical
-from sightline.checkpoints.store import Store
+from sightline.checkpoints.store import Store, read_config
 from sightline.errors import SightlineError
 
 if TYPE_CHECKING:
     import torch
+
+
+_EMBEDDING = "text.embed_tokens.weight"
 
 
 def layered_logits(
@@ -37,6 +40,10 @@ def layered_logits(
 
     store = Store(folder)
     opened = [open_adapter(one, store) for one in adapters]
+    head, embedding = "lm_head.weight", {canonical(name): name for name in store}.get(_EMBEDDING)
+    if embedding and (head not in store or read_config(folder).get("tie_word_embeddings")):
+        for adapter in opened:
+            follow_tie(adapter, embedding, head)
     model = build_empty(folder)
     changes = [
         (adapter, change, weight)
@@ -58,22 +65,22 @@ class _Weights(Mapping[str, Any]):
         self._store = store
         self._names = {canonical(name): name for name in store}
         # What cannot be put beside a linear map is a tensor of the model itself.
-        self._replaced = {
-            canonical(change.target): (adapter, change, weight)
-            for adapter, change, weight in changes
-            if not _is_beside(change)
-        }
+        self._replaced: dict[str, list[tuple[Adapter, Change, float]]] = {}
+        for adapter, change, weight in changes:
+            if not _is_beside(change):
+                self._replaced.setdefault(canonical(change.target), []).append((adapter, change, weight))
 
     def __getitem__(self, name: str) -> torch.Tensor:
         from sightline.checkpoints.update import Part, Update
 
         ours = canonical(name)
-        stored = self._names.get(ours) or self._names["text.embed_tokens.weight"]  # a tied head has none
+        stored = self._names.get(ours) or self._names[_EMBEDDING]  # a tied head has none
         tensor = self._store.get(stored).float()
         if ours not in self._replaced:
             return tensor
         wide = tensor.reshape(len(tensor), -1)
-        update = Update(lambda first, last: wide[first:last], len(wide), [Part(*self._replaced[ours])])
+        parts = [Part(*one) for one in self._replaced[ours]]
+        update = Update(lambda first, last: wide[first:last], len(wide), parts)
         return update.rows(0, len(wide)).reshape(tensor.shape)
 
     def __iter__(self) -> Iterator[str]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.checkpoints import companions
-from sightline.checkpoints.adapter import check_base, open_adapter
-from sightline.checkpoints.job import Job, sources
+from sightline.checkpoints.adapter import check_base, follow_tie, open_adapter
+from sightline.checkpoints.job import Job, check_free, sources
 from sightline.checkpoints.shards import parse_size, plan_shards, write_index
 from sightline.checkpoints.store import Store, read_config
 from sightline.checkpoints.update import Part, Update
@@ -38,6 +38,7 @@ _COMPANIONS: tuple[tuple[str, ...], ...] = (
     *((name,) for name in companions.PROCESSOR),
     companions.GENERATION,
 )
+_HEAD = "lm_head.weight"
 _TOKENIZER_PROPER = {"tokenizer.json", "vocab.json", "tokenizer.model"}
 
 
@@ -92,7 +93,9 @@ def merge(
     folders = [Path(one) for one in ([adapter] if isinstance(adapter, (str, Path)) else adapter)]
     merger = _Merger(Path(base), folders, _weights(folders, weights), device)
     shards = plan_shards(merger.tensors(), limit)
-    if not dry_run:
+    if dry_run:
+        check_free(Path(output))
+    else:
         _write(merger, shards, output, limit, resume)
     seconds = time.perf_counter() - start
     proof = None
@@ -170,8 +173,11 @@ class _Merger:
         self.adapters = [open_adapter(folder, self.store) for folder in folders]
         self.device = None if device is None else find(device).torch_device
         self.changes: dict[str, list[Part]] = {}
+        embedding = _embedding(self.store)
         for adapter, weight in zip(self.adapters, weights, strict=True):
             check_base(adapter, self.config)
+            if self._tied and embedding is not None:
+                follow_tie(adapter, embedding, _HEAD)
             for target, change in adapter.changes.items():
                 self.changes.setdefault(target, []).append(Part(adapter, change, weight))
         self.names, self.untied = self._names()
@@ -188,6 +194,10 @@ class _Merger:
                 yield Planned(name, entry.dtype, entry.shape, _no_rows, source=(descriptor, entry))
             else:
                 yield Planned(name, entry.dtype, entry.shape, _Rows(self, name))
+
+    @property
+    def _tied(self) -> bool:
+        return _HEAD not in self.store or bool(self.config.get("tie_word_embeddings"))
 
     def update(self, name: str) -> Update:
         return self._update(name)
@@ -213,13 +223,12 @@ class _Merger:
     def _names(self) -> tuple[list[str], bool]:
         """The tensors to write, and whether a tied embedding and head part because only one was trained.
 
-        An adapter on a tied embedding changes the embedding and not the head (PEFT leaves the head the base's),
-        so the two can share one tensor no longer.
+        An adapter on a tied embedding changes the embedding and not the head (PEFT leaves the head the base's; only
+        single trained tokens it puts on both), so the two can share one tensor no longer.
         """
-        names, head = list(self.store), "lm_head.weight"
-        tied = head not in self.store or bool(self.config.get("tie_word_embeddings"))
+        names, head = list(self.store), _HEAD
         embedding = _embedding(self.store)
-        if not tied or embedding is None or not {embedding, head} & set(self.changes):
+        if not self._tied or embedding is None or not {embedding, head} & set(self.changes):
             return names, False
         if self._same(embedding, head):
             if head not in self.store:
@@ -264,7 +273,15 @@ def _write(
     total = sum(tensor.bytes for part in shards.values() for tensor in part)
     files = [entry.file for entry in merger.store.entries.values()]
     files += [entry.file for one in merger.adapters for entry in one.store.entries.values()]
-    plan = {"job": "merge", "weights": merger.weights, "shards": limit, "sources": sources(files)}
+    plan = {
+        "job": "merge",
+        "weights": merger.weights,
+        "shards": limit,
+        "device": str(merger.device or "cpu"),
+        "configuration": merger.config,
+        "adapters": [adapter.settings for adapter in merger.adapters],
+        "sources": sources(files),
+    }
     with (
         Job(output, plan, bytes=total, resume=resume) as job,
         Progress("merging", total, "bytes") as progress,

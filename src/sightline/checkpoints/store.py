@@ -108,7 +108,7 @@ def read_json(path: Path, absent: str) -> dict[str, Any]:
 
 def _read_index(path: Path) -> dict[str, str]:
     index = read_json(path, f"{path} does not exist").get("weight_map")
-    if not isinstance(index, dict) or not index:
+    if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
         raise SightlineError(f'{path} has no "weight_map" that says which shard holds which tensor')
     return index
 
@@ -144,6 +144,14 @@ def _files(path: Path, index: dict[str, str] | None) -> list[Path]:
     raise SightlineError(f"{path} has no weights: neither {SINGLE} nor {INDEX}")
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands in it twice")
+    return found
+
+
 def _header(file: Path) -> dict[str, Entry]:
     """The header of one file: its length (8 bytes, little endian), then JSON; the tensors follow it."""
     try:
@@ -152,7 +160,7 @@ def _header(file: Path) -> dict[str, Entry]:
             length = int.from_bytes(opened.read(8), "little")
             if not 2 <= length <= size - 8:
                 raise SightlineError(f"{file} is cut off or not a safetensors file; download it again")
-            header = json.loads(opened.read(length))
+            header = json.loads(opened.read(length), object_pairs_hook=_once)
     except (OSError, ValueError) as error:
         raise SightlineError(f"{file} cannot be read as safetensors: {error}") from error
     try:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sightline.checkpoints.entry import Entry, name_of, torch_dtype
 from sightline.errors import SightlineError, first_line
+
+if TYPE_CHECKING:
+    import torch
 
 Places = dict[tuple[str, ...], Entry]
 
@@ -37,7 +40,7 @@ def read_torch_file(file: Path) -> tuple[Places, dict[tuple[str, ...], Any]]:
             f"{file} holds objects that only their own code can read ({first_line(error)[:120]}), so it is not "
             "opened; save it again with its weights alone"
         ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError) as error:
         raise SightlineError(
             f"{file} is cut off or is not a file of torch.save: {first_line(error)[:160]}"
         ) from error
@@ -58,16 +61,32 @@ class _Inert:
 
     def __setstate__(self, state: Any) -> None: ...
 
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+
+def _rebuilt(
+    storage: Any, offset: int, size: Any, stride: Any, grad: bool, hooks: Any, npu: Any
+) -> torch.Tensor:
+    """Stands for torch_npu's function of the same arguments, which moves the tensor to a card besides."""
+    import torch
+
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, grad, hooks)  # type: ignore[no-any-return]
+
+
+# By the names of what they stand for.
+_KNOWN: dict[str, Any] = {"torch_npu.utils.storage._rebuild_npu_tensor": _rebuilt}
+
 
 def _stand_ins(file: Path) -> list[Any]:
     """For every class or function that the pickle names and that is not torch's own: none of them is imported."""
     import torch
 
-    return [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(file)]
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    return [(_KNOWN.get(name, _Inert), name) for name in names]
 
 
 def _leaves(content: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(content, Mapping):
+    if isinstance(content, Mapping) and content:
         for key, value in content.items():
             yield from _leaves(value, (*keys, str(key)))
     else:
@@ -88,6 +107,11 @@ def _entry(file: Path, keys: tuple[str, ...], tensor: Any) -> Entry:
     if end > file.stat().st_size:
         raise SightlineError(f"{file} is cut off: {name} ends behind its end")
     return Entry(file, name_of(tensor.dtype), tuple(tensor.shape), start)
+
+
+def prepare() -> None:
+    """Import what reading and writing such files needs, which takes seconds: before progress is shown."""
+    import torch._subclasses.fake_tensor  # noqa: F401
 
 
 def reserve_torch_file(file: Path, content: Mapping[str, Any]) -> Places:

@@ -73,8 +73,13 @@ class Planned:
             yield _view(rows)
 
 
-def write_safetensors(file: Path, tensors: Sequence[Planned], advance: Advance = lambda _: None) -> None:
+def write_safetensors(
+    file: Path, tensors: Sequence[Planned], advance: Advance = lambda _: None, *, hashed: bool = False
+) -> None:
     """Write a file of safetensors; tensors with wider numbers stand first, so that each is aligned.
+
+    Args:
+        hashed: their `sha256` are made on the way.
 
     Raises:
         OSError: the disk is full, or cannot be written.
@@ -96,7 +101,7 @@ def write_safetensors(file: Path, tensors: Sequence[Planned], advance: Advance =
         out.flush()
         place = 8 + len(text)
         for tensor in ordered:
-            _fill(out.fileno(), place, tensor, advance)
+            _fill(out.fileno(), place, tensor, advance, hashed)
             place += tensor.bytes
         os.fsync(out.fileno())
 

@@ -9,10 +9,45 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from sightline.cli.convert_options import (
+    AsJson,
+    AudioPp,
+    AudioTp,
+    Auto,
+    Canonical,
+    CanonicalTheirs,
+    DryRun,
+    Experts,
+    HfDir,
+    MaxShard,
+    MmSource,
+    Names,
+    NewKeys,
+    Pp,
+    PpLlm,
+    PpVit,
+    Prefix,
+    Resume,
+    SourceLlm,
+    SourceTp,
+    SourceVit,
+    Tp,
+    Trust,
+    Verify,
+    VitOnly,
+    VitTp,
+    architecture,
+    expected_of,
+    layout_of,
+    refuse_cuts_of_wan,
+    refuse_foreign,
+    refuse_prefix,
+    truth,
+    wan_stages,
+)
 from sightline.errors import UsageError
 
 if TYPE_CHECKING:
-    from sightline.checkpoints.megatron.layout import Layout
     from sightline.checkpoints.megatron.output import ConversionReport, Run
 
 
@@ -31,61 +66,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Convert weights between Hugging Face and MindSpeed-MM, tensor by tensor.",
 )
-
-HfDir = Annotated[
-    Path, typer.Option("--hf-dir", "--cfg.hf_config.hf_dir", help="The Hugging Face model's folder.")
-]
-MmSource = Annotated[
-    Path, typer.Option("--mm-dir", "--cfg.mm_dir", help="The checkpoint of MindSpeed-MM to read.")
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to write; absent or empty.")]
-Tp = Annotated[
-    int, typer.Option("--tp", "--cfg.parallel_config.tp_size", min=1, help="Tensor-parallel ranks.")
-]
-VitTp = Annotated[
-    int,
-    typer.Option("--vit-tp", "--cfg.parallel_config.vit_tp_size", min=0, help="Those of the tower; 0: --tp."),
-]
-PpLlm = Annotated[
-    str | None,
-    typer.Option(
-        "--pp-llm",
-        "--cfg.parallel_config.llm_pp_layers",
-        help="Layers of the language model on each pipeline rank: 12,16; [[4,4],[4,4]] with virtual stages.",
-    ),
-]
-PpVit = Annotated[
-    str | None,
-    typer.Option(
-        "--pp-vit", "--cfg.parallel_config.vit_pp_layers", help="Layers of the vision tower, likewise: 32,0."
-    ),
-]
-Pp = Annotated[
-    str | None,
-    typer.Option("--pp", help="With --auto the number of pipeline ranks; for Wan the blocks of each: 15,15."),
-]
-Auto = Annotated[bool, typer.Option("--auto", help="Balance the layers over --pp ranks by their bytes.")]
-Canonical = Annotated[
-    bool, typer.Option("--canonical", help="Queries, keys, values, gate and up stay apart.")
-]
-CanonicalTheirs = Annotated[
-    str | None, typer.Option("--cfg.common_model_config.enable_canonical_hf_struct", hidden=True)
-]
-MaxShard = Annotated[str, typer.Option(help="Largest size of a weight file.")]
-Verify = Annotated[bool, typer.Option("--verify", help="Read the result back and compare every number.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted conversion.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
-# Of MindSpeed-MM: what says nothing here, or only one thing.
-Experts = Annotated[int, typer.Option("--cfg.parallel_config.ep_size", hidden=True)]
-AudioPp = Annotated[str | None, typer.Option("--cfg.parallel_config.audio_pp_layers", hidden=True)]
-AudioTp = Annotated[int, typer.Option("--cfg.parallel_config.audio_tp_size", hidden=True)]
-VitOnly = Annotated[str | None, typer.Option("--cfg.save_vit_only", hidden=True)]
-Trust = Annotated[str | None, typer.Option("--cfg.trust_remote_code", hidden=True)]
-NewKeys = Annotated[
-    str | None, typer.Option("--cfg.common_model_config.new_transformers_weight_key", hidden=True)
-]
-Prefix = Annotated[str | None, typer.Option("--cfg.common_model_config.model_prefix", hidden=True)]
 
 
 @app.command("hf-to-mm")
@@ -123,14 +103,18 @@ def hf_to_mm(
     """
     from sightline.checkpoints.megatron import check, convert, wan, wan_convert
 
-    _refuse_foreign(experts, audio_pp, audio_tp, vit_only, trust, prefix)
-    run = _run(resume, dry_run)
+    refuse_foreign(experts, audio_pp, audio_tp, vit_only, trust, prefix)
+    run, apart = _run(resume, dry_run), canonical or truth(canonical_theirs)
     if wan.is_wan(hf_dir):
-        report = wan_convert.wan_hf_to_mm(hf_dir, output, _wan_stages(hf_dir, pp or pp_llm, auto), run)
+        refuse_cuts_of_wan(tp, vit_tp, pp_vit, apart)
+        stages = wan_stages(wan.open_wan(hf_dir)[1], pp or pp_llm, auto)
+        report = wan_convert.wan_hf_to_mm(hf_dir, output, stages, run)
         if verify and not dry_run:
             check.verify_wan(hf_dir, output)
     else:
-        layout = _layout(hf_dir, tp, vit_tp, pp_llm, pp_vit, pp, auto, canonical or _truth(canonical_theirs))
+        layout = layout_of(
+            architecture(hf_dir), tp, vit_tp, pp_llm, pp_vit, pp=pp, auto=auto, canonical=apart
+        )
         report = convert.hf_to_mm(hf_dir, output, layout, run)
         if verify and not dry_run:
             check.verify(hf_dir, output)
@@ -158,10 +142,9 @@ def mm_to_hf(
     vit_tp: VitTp = 0,
     pp_llm: PpLlm = None,
     pp_vit: PpVit = None,
-    names: Annotated[
-        str, typer.Option(help="Tensor names: old (model.layers, visual) or new (model.language_model).")
-    ] = "old",
+    names: Names = None,
     max_shard_size: MaxShard = "5GB",
+    verify: Verify = False,
     resume: Resume = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -177,29 +160,30 @@ def mm_to_hf(
 
     Example:  sightline convert mm-to-hf --mm-dir mm --hf-dir Qwen2.5-VL-7B -o hf
     """
-    from sightline.checkpoints.megatron import convert, wan, wan_convert
+    from sightline.checkpoints.megatron import check, convert, wan, wan_convert
     from sightline.checkpoints.shards import parse_size
 
-    _refuse_foreign(experts, audio_pp, audio_tp, None, trust, prefix)
-    if names not in ("old", "new"):
-        raise UsageError(f"--names is {names!r}; it is old or new")
+    refuse_foreign(experts, audio_pp, audio_tp, None, trust, prefix)
     run, limit = _run(resume, dry_run), parse_size(max_shard_size)
+    apart = None if canonical_theirs is None else truth(canonical_theirs)
     if wan.is_wan(hf_dir):
+        refuse_cuts_of_wan(tp, vit_tp, pp_vit, bool(apart))
         report = wan_convert.wan_mm_to_hf(mm_dir, hf_dir, output, max_shard_bytes=limit, run=run)
+        if verify and not dry_run:
+            check.verify_wan(output, mm_dir)
     else:
-        expected = None
-        if pp_llm is not None or pp_vit is not None:
-            expected = _layout(hf_dir, tp or 1, vit_tp, pp_llm, pp_vit, None, False, _truth(canonical_theirs))
         report = convert.mm_to_hf(
             mm_dir,
             hf_dir,
             output,
-            names="new" if _truth(new_keys) else names,
+            names=_names(names, new_keys, "old"),
             max_shard_bytes=limit,
-            expected=expected,
+            expected=expected_of(tp, vit_tp, pp_llm, pp_vit, apart),
             run=run,
         )
-    _print(report, as_json, dry_run)
+        if verify and not dry_run:
+            check.verify(output, mm_dir)
+    _print(report, as_json, dry_run, verified=verify)
 
 
 @app.command("resplit")
@@ -240,38 +224,38 @@ def resplit(
     hf_dir: Annotated[
         Path | None, typer.Option("--hf-dir", help="The model's folder, for its config.json.")
     ] = None,
+    verify: Verify = False,
     resume: Resume = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    source_tp: Annotated[int, typer.Option("--cfg.source_parallel_config.tp_size", hidden=True)] = 1,
-    source_llm: Annotated[
-        str | None, typer.Option("--cfg.source_parallel_config.llm_pp_layers", hidden=True)
-    ] = None,
-    source_vit: Annotated[
-        str | None, typer.Option("--cfg.source_parallel_config.vit_pp_layers", hidden=True)
-    ] = None,
+    source_tp: SourceTp = None,
+    source_llm: SourceLlm = None,
+    source_vit: SourceVit = None,
 ) -> None:
     """Cut a checkpoint of MindSpeed-MM anew, for other ranks. How it is cut now is read off its files.
 
     Example:  sightline convert resplit --mm-dir mm -o mm-pp1 --pp-llm 28 --pp-vit 32
     """
-    from sightline.checkpoints.megatron import convert, wan_convert
+    from sightline.checkpoints.megatron import check, convert, wan, wan_convert
     from sightline.checkpoints.megatron.detect import architecture_of, is_wan
     from sightline.checkpoints.megatron.files import MegatronFiles
-    from sightline.checkpoints.megatron.stages import Stages
 
     run = _run(resume, dry_run)
     files = MegatronFiles(source)
     if is_wan(files):
-        if pp is None and pp_llm is None:
-            raise UsageError("--pp is needed: the blocks of each pipeline rank, like 15,15")
-        stages = Stages.parse(pp or pp_llm or "", "--pp")
-        _print(wan_convert.wan_resplit(source, output, stages, run), as_json, dry_run)
-        return
-    model = architecture_of(files) if hf_dir is None else None
-    layout = _layout(hf_dir, tp, vit_tp, pp_llm, pp_vit, pp, auto, False, model)
-    report = convert.resplit(source, output, layout, template=hf_dir, run=run)
-    _print(report, as_json, dry_run)
+        refuse_cuts_of_wan(tp, vit_tp, pp_vit, False)
+        stages = wan_stages(wan.stages_of(files).total, pp or pp_llm, auto)
+        report = wan_convert.wan_resplit(source, output, stages, run)
+        if verify and not dry_run:
+            check.verify_wan_resplit(source, output)
+    else:
+        model = architecture_of(files) if hf_dir is None else architecture(hf_dir)
+        layout = layout_of(model, tp, vit_tp, pp_llm, pp_vit, pp=pp, auto=auto)
+        expected = expected_of(source_tp, 0, source_llm, source_vit)
+        report = convert.resplit(source, output, layout, template=hf_dir, expected=expected, run=run)
+        if verify and not dry_run:
+            check.verify_resplit(source, output, hf_dir)
+    _print(report, as_json, dry_run, verified=verify)
 
 
 @app.command("lora-hf-to-mm")
@@ -294,6 +278,7 @@ def lora_hf_to_mm(
     auto: Auto = False,
     canonical: Canonical = False,
     canonical_theirs: CanonicalTheirs = None,
+    verify: Verify = False,
     resume: Resume = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -304,11 +289,17 @@ def lora_hf_to_mm(
 
     Example:  sightline convert lora-hf-to-mm --adapter runs/lora --model BASE -o mm-lora --canonical
     """
+    from sightline.checkpoints.megatron import check
     from sightline.checkpoints.megatron.lora_convert import lora_hf_to_mm as convert
 
-    layout = _layout(model, tp, vit_tp, pp_llm, pp_vit, pp, auto, canonical or _truth(canonical_theirs))
+    refuse_prefix(prefix)
+    truth(new_keys)  # names of both generations are read
+    apart = canonical or truth(canonical_theirs)
+    layout = layout_of(architecture(model), tp, vit_tp, pp_llm, pp_vit, pp=pp, auto=auto, canonical=apart)
     report, settings = convert(adapter, model, output, layout, _run(resume, dry_run))
-    _print(report, as_json, dry_run)
+    if verify and not dry_run:
+        check.verify_lora(adapter, output, model, layout)
+    _print(report, as_json, dry_run, verified=verify)
     if not as_json:
         typer.echo(f"Train with --lora-r {settings.get('r')} --lora-alpha {settings.get('lora_alpha')}.")
 
@@ -336,6 +327,8 @@ def lora_mm_to_hf(
     vit_tp: VitTp = 0,
     pp_llm: PpLlm = None,
     pp_vit: PpVit = None,
+    names: Names = None,
+    verify: Verify = False,
     resume: Resume = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -347,103 +340,27 @@ def lora_mm_to_hf(
 
     Example:  sightline convert lora-mm-to-hf --mm-dir mm-lora --model BASE -o lora --lora-alpha 16
     """
+    from sightline.checkpoints.megatron import check
     from sightline.checkpoints.megatron.lora_convert import lora_mm_to_hf as convert
 
-    layout = _layout(model, tp, vit_tp, pp_llm, pp_vit, None, False, True)
-    report = convert(mm_dir, model, output, layout, alpha=lora_alpha, run=_run(resume, dry_run))
-    _print(report, as_json, dry_run)
+    refuse_prefix(prefix)
+    if canonical_theirs is not None and not truth(canonical_theirs):
+        raise UsageError("LoRA can only be converted in MindSpeed-MM's canonical mode")
+    layout = layout_of(architecture(model), tp, vit_tp, pp_llm, pp_vit, canonical=True)
+    style = _names(names, new_keys, "new")
+    report = convert(mm_dir, model, output, layout, alpha=lora_alpha, names=style, run=_run(resume, dry_run))
+    if verify and not dry_run:
+        check.verify_lora(output, mm_dir, model, layout)
+    _print(report, as_json, dry_run, verified=verify)
 
 
-def _layout(
-    folder: Path | None,
-    tp: int,
-    vit_tp: int,
-    pp_llm: str | None,
-    pp_vit: str | None,
-    pp: str | None,
-    auto: bool,
-    canonical: bool,
-    model: Any = None,
-) -> Layout:
-    """The layout that the options ask for; without any list, one pipeline rank."""
-    from sightline.checkpoints.megatron.architecture import Architecture
-    from sightline.checkpoints.megatron.layout import Layout
-    from sightline.checkpoints.megatron.planning import balance
-    from sightline.checkpoints.megatron.stages import Pipeline, Stages
-    from sightline.checkpoints.store import read_config
-
-    if model is None:
-        assert folder is not None
-        model = Architecture.of(read_config(folder), str(folder))
-    if auto:
-        pipeline = balance(model, _ranks(pp), pp_llm or pp_vit)
-        text, vision = ([*stages.flat] for stages in (pipeline.text, pipeline.vision))
-        typer.echo(f"model.json: text_decoder.pipeline_num_layers {text}", err=True)
-        typer.echo(f"model.json: image_encoder.vision_encoder.pipeline_num_layers {vision}", err=True)
-    else:
-        if pp is not None:
-            raise UsageError("--pp needs --auto; without it give --pp-llm and --pp-vit")
-        text_stages = Stages.parse(pp_llm, "--pp-llm") if pp_llm else Stages(((model.layers,),))
-        vision_stages = Stages.parse(pp_vit, "--pp-vit") if pp_vit else None
-        if vision_stages is None:
-            vision_stages = Stages(_all_first(text_stages, model.vision_layers))
-        pipeline = Pipeline(text_stages, vision_stages)
-    return Layout(pipeline, tp, vit_tp or tp, canonical)
-
-
-def _all_first(text: Any, layers: int) -> tuple[tuple[int, ...], ...]:
-    """All layers of the tower on the first stage, where --pp-vit is not given."""
-    rows = [[0] * text.ranks for _ in range(text.chunks)]
-    rows[0][0] = layers
-    return tuple(map(tuple, rows))
-
-
-def _wan_stages(folder: Path, pp: str | None, auto: bool) -> Any:
-    from sightline.checkpoints.megatron import wan
-    from sightline.checkpoints.megatron.planning import even
-    from sightline.checkpoints.megatron.stages import Stages
-
-    _, layers = wan.open_wan(folder)
-    if auto:
-        return even(layers, _ranks(pp))
-    return Stages.parse(pp, "--pp") if pp else Stages(((layers,),))
-
-
-def _ranks(pp: str | None) -> int:
-    if pp is None or not pp.isdecimal() or int(pp) < 1:
-        raise UsageError("--auto needs --pp, the number of pipeline ranks")
-    return int(pp)
-
-
-def _refuse_foreign(
-    experts: int,
-    audio_pp: str | None,
-    audio_tp: int,
-    vit_only: str | None,
-    trust: str | None,
-    prefix: str | None,
-) -> None:
-    """What MindSpeed-MM's converter can be told and has no meaning, or another one, here."""
-    if experts != 1:
-        raise UsageError(
-            f"ep_size is {experts}, but Qwen2-VL, Qwen2.5-VL and Wan have no experts; leave it out"
-        )
-    if audio_tp not in (0, 1) or (audio_pp or "").strip("[] 0,"):
-        raise UsageError("audio_pp_layers and audio_tp_size are of models with sound; leave them out")
-    if _truth(vit_only):
-        raise UsageError("save_vit_only is not built; convert the whole model and take the tower's files")
-    if _truth(trust):
-        raise UsageError("trust_remote_code is not needed: nothing of a checkpoint is run; leave it out")
-    if prefix:
-        raise UsageError("model_prefix is not needed: names of every generation are read; leave it out")
-
-
-def _truth(text: str | None) -> bool:
-    if text is None or text.lower() in ("false", "0", "no", ""):
-        return False
-    if text.lower() in ("true", "1", "yes"):
-        return True
-    raise UsageError(f"{text!r} is neither true nor false")
+def _names(given: str | None, new_keys: str | None, otherwise: str) -> str:
+    """Which tensor names to write: as --names says, else as MindSpeed-MM's option."""
+    if given not in (None, "old", "new"):
+        raise UsageError(f"--names is {given!r}; it is old or new")
+    if given is None and new_keys is not None:
+        return "new" if truth(new_keys) else "old"
+    return given or otherwise
 
 
 def _run(resume: bool, dry_run: bool) -> Run:

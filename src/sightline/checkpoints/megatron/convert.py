@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from sightline.checkpoints.job import sources
 from sightline.checkpoints.megatron.architecture import Architecture
 from sightline.checkpoints.megatron.detect import architecture_of, layout_of, same_bytes
 from sightline.checkpoints.megatron.files import MegatronFiles
-from sightline.checkpoints.megatron.layout import Layout, Place
+from sightline.checkpoints.megatron.layout import Expected, Layout, Place
 from sightline.checkpoints.megatron.output import ConversionReport, Run, write_hugging_face, write_megatron
 from sightline.checkpoints.megatron.source import check_names, open_source
 from sightline.checkpoints.mosaic import Mosaic, chained, check_whole, inverted
@@ -26,6 +26,7 @@ from sightline.progress import note
 
 MAX_SHARD = 5 * 10**9  # bytes
 _ONCE = Run()
+_ANY = Expected()
 
 
 def hf_to_mm(folder: str | Path, output: str | Path, layout: Layout, run: Run = _ONCE) -> ConversionReport:
@@ -47,8 +48,12 @@ def hf_to_mm(folder: str | Path, output: str | Path, layout: Layout, run: Run = 
         source.entries,
         source.descriptor,
         layout=layout.words(),
-        ranks=(layout.pipeline.text.ranks, layout.chunks),
-        plan={"job": "hf-to-mm", "sources": sources(entry.file for entry in source.entries.values())},
+        ranks=layout.files,
+        plan={
+            "job": "hf-to-mm",
+            "model": asdict(source.model),
+            "sources": sources(entry.file for entry in source.entries.values()),
+        },
         run=run,
     )
 
@@ -60,7 +65,7 @@ def mm_to_hf(
     *,
     names: str = OLD,
     max_shard_bytes: int = MAX_SHARD,
-    expected: Layout | None = None,
+    expected: Expected = _ANY,
     run: Run = _ONCE,
 ) -> ConversionReport:
     """Put a checkpoint of MindSpeed-MM together as a Hugging Face model.
@@ -68,7 +73,7 @@ def mm_to_hf(
     Args:
         template: a folder with the model's config.json, tokenizer and processor; its weights are not read.
         names: old (`model.layers`, `visual`) or new (`model.language_model.layers`, `model.visual`) tensor names.
-        expected: what the caller believes the layout to be; None takes what the files show.
+        expected: what the caller believes the layout to be; it is taken as the files show it.
 
     Raises:
         SightlineError: the files are not those of this model, or not of this layout; nothing is written then.
@@ -77,8 +82,7 @@ def mm_to_hf(
     config = read_config(template)
     model = Architecture.of(config, str(template))
     files, layout, back = _opened(folder, model)
-    if expected is not None and expected.words() != layout.words():
-        raise SightlineError(f"{files.folder} is laid out as {layout.words()}, not as {expected.words()}")
+    expected.check(layout, str(files.folder))
 
     def beside(target: Path) -> None:
         copy_companions(template, target)
@@ -93,7 +97,12 @@ def mm_to_hf(
         layout=layout.words(),
         limit=max_shard_bytes,
         stem="model",
-        plan={"job": "mm-to-hf", "names": names, "sources": sources(files.files.values())},
+        plan={
+            "job": "mm-to-hf",
+            "names": names,
+            "configuration": config,
+            "sources": sources(files.files.values()),
+        },
         run=run,
         beside=beside,
     )
@@ -105,12 +114,14 @@ def resplit(
     layout: Layout,
     *,
     template: str | Path | None = None,
+    expected: Expected = _ANY,
     run: Run = _ONCE,
 ) -> ConversionReport:
     """Cut a checkpoint of MindSpeed-MM anew, without a Hugging Face model in between; its mode stays as it is.
 
     Args:
         template: the model's folder, for its config.json; without it the tensors must show the sizes.
+        expected: what the caller believes the present layout to be.
 
     Raises: as `hf_to_mm` and `mm_to_hf`.
     """
@@ -119,6 +130,7 @@ def resplit(
         architecture_of(files) if template is None else Architecture.of(read_config(template), str(template))
     )
     _, found, back = _opened(files, model)
+    expected.check(found, str(files.folder))
     layout = replace(layout, canonical=found.canonical)
     layout.check(model)
     shapes = {name: mosaic.shape for name, mosaic in back.items()}
@@ -131,13 +143,15 @@ def resplit(
         files.entries,
         files.descriptor,
         layout=layout.words(),
-        ranks=(layout.pipeline.text.ranks, layout.chunks),
-        plan={"job": "resplit", "sources": sources(files.files.values())},
+        ranks=layout.files,
+        plan={"job": "resplit", "model": asdict(model), "sources": sources(files.files.values())},
         run=run,
     )
 
 
-def open_back(folder: str | Path, model: Architecture) -> tuple[MegatronFiles, dict[str, Mosaic]]:
+def open_back(
+    folder: str | Path | MegatronFiles, model: Architecture
+) -> tuple[MegatronFiles, dict[str, Mosaic]]:
     """A checkpoint, and each Hugging Face tensor by canonical name as a mosaic of its tensors."""
     files, _, back = _opened(folder, model)
     return files, back

@@ -29,7 +29,7 @@ def layout_of(files: MegatronFiles, model: Architecture) -> Layout:
         tensor=_ranks(files, TEXT_LAYERS, "self_attention.linear_proj.weight", model.hidden),
         vision_tensor=_ranks(files, VISION_LAYERS, "self_attention.linear_proj.weight", model.vision_hidden),
         canonical=canonical,
-        copies_head=not model.tied or _HEAD in names,
+        copies_head=_HEAD in names,
     )
 
 
@@ -84,6 +84,8 @@ def is_wan(files: MegatronFiles) -> bool:
 def _same_head(files: MegatronFiles) -> bool:
     """Whether head and embedding are the same numbers; the copy of a tied model is."""
     ends = {name: [place for place in files.entries if place.name == name] for name in (_EMBEDDING, _HEAD)}
+    if len(ends[_EMBEDDING]) != len(ends[_HEAD]):
+        return False
     pairs = zip(sorted(ends[_EMBEDDING], key=_tensor), sorted(ends[_HEAD], key=_tensor), strict=True)
     return all(same_bytes(files, one, other) for one, other in pairs)
 

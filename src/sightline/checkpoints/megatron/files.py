@@ -37,14 +37,15 @@ class MegatronFiles:
         chunks = 1
         for rank, file in self.files.items():
             places, rest = read_torch_file(file)
+            found = [chunk for keys in [*places, *rest] if keys and (chunk := _chunk(keys[0])) is not None]
+            if not found:
+                raise SightlineError(f'{file} has no "model", so it is not a checkpoint of MindSpeed-MM')
+            chunks = max(chunks, max(found) + 1)  # those without a layer count too
             for keys, entry in places.items():
                 chunk = _chunk(keys[0])
                 if chunk is None or len(keys) < 2 or keys[-1].endswith("_extra_state"):
                     continue
-                chunks = max(chunks, chunk + 1)
                 self.entries[Place(rank, chunk, ".".join(keys[1:]))] = entry
-            if not any(_chunk(keys[0]) is not None for keys in [*places, *rest]):
-                raise SightlineError(f'{file} has no "model", so it is not a checkpoint of MindSpeed-MM')
         self.chunks = chunks
         self.tensor_ranks = max(rank.tensor for rank in self.files) + 1
         self.pipeline_ranks = max(rank.pipeline for rank in self.files) + 1

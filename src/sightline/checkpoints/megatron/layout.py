@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from sightline.checkpoints.megatron import keys
 from sightline.checkpoints.megatron.architecture import Architecture
 from sightline.checkpoints.megatron.keys import Rule
-from sightline.checkpoints.megatron.stages import Pipeline
+from sightline.checkpoints.megatron.stages import Pipeline, Stages
 from sightline.checkpoints.mosaic import Mosaic, whole
-from sightline.errors import UsageError
+from sightline.errors import SightlineError, UsageError
 
 TEXT_LAYERS = "text_decoder.decoder.layers."
 VISION_LAYERS = "image_encoder.encoder.blocks.layers."
@@ -62,14 +62,15 @@ class Layout:
     Attributes:
         tensor, vision_tensor: tensor-parallel ranks of the language model and of the tower.
         canonical: queries, keys, values, gate and up stay apart (MindSpeed-MM's canonical mode).
-        copies_head: a tied model over several pipeline ranks has its embedding a second time, as its head.
+        copies_head: whether a tied model has its embedding a second time, as its head; None as MindSpeed-MM wants it,
+            over several pipeline ranks. (Its own resplit neither adds nor removes the copy.)
     """
 
     pipeline: Pipeline
     tensor: int = 1
     vision_tensor: int = 1
     canonical: bool = False
-    copies_head: bool = True
+    copies_head: bool | None = None
 
     @property
     def ranks(self) -> int:
@@ -79,6 +80,11 @@ class Layout:
     @property
     def chunks(self) -> int:
         return self.pipeline.text.chunks
+
+    @property
+    def files(self) -> tuple[int, int, int]:
+        """Tensor-parallel ranks, pipeline ranks, and chunks of each: as the files of a checkpoint are counted."""
+        return self.ranks, self.pipeline.text.ranks, self.chunks
 
     def words(self) -> str:
         """As the options of the command line would say it."""
@@ -164,7 +170,34 @@ class Layout:
     def _head_source(self, model: Architecture) -> str | None:
         if not model.tied:
             return "lm_head.weight"
-        return "text.embed_tokens.weight" if self.copies_head and self.pipeline.text.ranks > 1 else None
+        wanted = self.pipeline.text.ranks > 1 if self.copies_head is None else self.copies_head
+        return "text.embed_tokens.weight" if wanted else None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a caller believes of the layout of a checkpoint; None says nothing."""
+
+    tensor: int | None = None
+    vision_tensor: int | None = None
+    text: Stages | None = None
+    vision: Stages | None = None
+    canonical: bool | None = None
+
+    def check(self, found: Layout, where: str) -> None:
+        """Raise SightlineError if it is laid out otherwise; the text names both."""
+        for option, ours, theirs in (
+            ("--tp", self.tensor, found.tensor),
+            ("--vit-tp", self.vision_tensor, found.vision_tensor),
+            ("--pp-llm", self.text, found.pipeline.text),
+            ("--pp-vit", self.vision, found.pipeline.vision),
+            ("--canonical", self.canonical, found.canonical),
+        ):
+            if ours is not None and ours != theirs:
+                raise SightlineError(
+                    f"{where} is laid out as {found.words()}, so {option} cannot be {ours}; leave it out, or "
+                    "give the checkpoint that you mean"
+                )
 
 
 def _check_heads(option: str, ranks: int, setting: str, heads: int) -> None:

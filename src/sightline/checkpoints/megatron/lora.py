@@ -18,7 +18,7 @@ from sightline.checkpoints.megatron.architecture import Architecture
 from sightline.checkpoints.megatron.files import MegatronFiles
 from sightline.checkpoints.megatron.layout import Layout, Place, Placed
 from sightline.checkpoints.mosaic import Mosaic, inverted, whole
-from sightline.checkpoints.names import NEW, canonical, spelled
+from sightline.checkpoints.names import canonical, spelled
 from sightline.checkpoints.store import Store
 from sightline.errors import SightlineError, UsageError
 
@@ -61,7 +61,12 @@ def open_peft(folder: str | Path) -> LoraSource:
             raise SightlineError(
                 f"{folder} holds {name}, which is no LoRA of a linear map; MindSpeed-MM has no place for it"
             )
-        entries[canonical(f"{module}.weight"), side] = entry
+        key = canonical(f"{module}.weight"), side
+        if key in entries:
+            raise SightlineError(
+                f"{folder} holds lora_{side} of {key[0]} under two names, one of them {name}"
+            )
+        entries[key] = entry
     return LoraSource(store, settings, entries)
 
 
@@ -74,7 +79,9 @@ def mosaics(
         UsageError: not canonical. SightlineError: a tensor has no place, or not its layer's shape.
     """
     if not layout.canonical:
-        raise UsageError("LoRA can only be converted in MindSpeed-MM's canonical mode; add --canonical")
+        raise UsageError(
+            "LoRA can only be converted in MindSpeed-MM's canonical mode, where no two maps share one A; add --canonical"
+        )
     shapes = {key: entry.shape for key, entry in entries.items()}
     _check_shapes(shapes, model)
     found: dict[Place, Mosaic] = {}
@@ -93,8 +100,8 @@ def mosaics(
 
 def back(
     files: MegatronFiles, layout: Layout, model: Architecture
-) -> tuple[dict[str, Mosaic], dict[Place, Mosaic]]:
-    """PEFT's tensors (new names) as mosaics of a checkpoint's, and the other way round.
+) -> tuple[dict[tuple[str, str], Mosaic], dict[Place, Mosaic]]:
+    """PEFT's tensors, by (canonical name, side), as mosaics of a checkpoint's, and the other way round.
 
     Raises:
         SightlineError: a tensor that is no LoRA of this model in this layout.
@@ -105,7 +112,7 @@ def back(
     for one in layout.placed(model):
         for side in SIDES:
             place = _lora_place(one, side)
-            if place not in files.entries:
+            if place not in files.entries or len(sizes[one.sources[0]]) != 2:
                 continue
             rank = files.entries[place].shape[0 if side == "A" else 1]
             out, into = sizes[one.sources[0]]
@@ -123,11 +130,17 @@ def back(
             f"{files.folder} holds {unknown[0]}, which is no LoRA of this model in this layout; give --pp-llm, "
             "--pp-vit and --tp as it was trained, in canonical mode"
         )
-    tensors = {
-        f"{_PREFIX}{spelled(name, NEW).removesuffix('.weight')}.lora_{side}.weight": mosaic
-        for (name, side), mosaic in inverted(found, shapes).items()
-    }
-    return tensors, found
+    if not found:
+        raise SightlineError(f"{files.folder} holds no LoRA")
+    for name, side in shapes:
+        if (name, "B" if side == "A" else "A") not in shapes:
+            raise SightlineError(f"{files.folder} has only lora_{side} of {name}")
+    return inverted(found, shapes), found
+
+
+def peft_name(key: tuple[str, str], names: str) -> str:
+    """PEFT's name of a tensor, in the old or new spelling of the model's."""
+    return f"{_PREFIX}{spelled(key[0], names).removesuffix('.weight')}.lora_{key[1]}.weight"
 
 
 def peft_settings(tensors: Mapping[str, Mosaic], alpha: float, base: str) -> dict[str, Any]:

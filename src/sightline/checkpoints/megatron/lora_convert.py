@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from sightline.checkpoints.megatron.convert import MAX_SHARD, check_complete, ch
 from sightline.checkpoints.megatron.files import MegatronFiles
 from sightline.checkpoints.megatron.layout import Layout
 from sightline.checkpoints.megatron.output import ConversionReport, Run, write_hugging_face, write_megatron
+from sightline.checkpoints.names import NEW
 from sightline.checkpoints.store import read_config
 from sightline.checkpoints.tiling import planned
 from sightline.errors import UsageError
@@ -44,8 +45,12 @@ def lora_hf_to_mm(
         source.entries,
         lambda entry: source.store.descriptor(entry.file),
         layout=layout.words(),
-        ranks=(layout.pipeline.text.ranks, layout.chunks),
-        plan={"job": "lora-hf-to-mm", "sources": sources(entry.file for entry in source.entries.values())},
+        ranks=layout.files,
+        plan={
+            "job": "lora-hf-to-mm",
+            "model": asdict(model),
+            "sources": sources(entry.file for entry in source.entries.values()),
+        },
         run=run,
     )
     return report, source.settings
@@ -58,6 +63,7 @@ def lora_mm_to_hf(
     layout: Layout,
     *,
     alpha: float | None,
+    names: str = NEW,
     run: Run = _ONCE,
 ) -> ConversionReport:
     """Put an adapter of MindSpeed-MM together as a PEFT folder, with its adapter_config.json.
@@ -66,6 +72,7 @@ def lora_mm_to_hf(
         base: the model's folder, for its config.json.
         layout: as it was trained; the files show only the layers that have LoRA.
         alpha: --lora-alpha of the training, which is in none of the files.
+        names: new or old, as the installed transformers calls its modules (new since 4.52).
 
     Raises:
         UsageError: no alpha. SightlineError: the files are not those of this model in this layout.
@@ -78,8 +85,9 @@ def lora_mm_to_hf(
     layout = replace(layout, canonical=True)
     layout.check(model)
     files = MegatronFiles(folder)
-    tensors, mosaics = lora.back(files, layout, model)
+    found, mosaics = lora.back(files, layout, model)
     check_copies(files, mosaics)
+    tensors = {lora.peft_name(key, names): mosaic for key, mosaic in found.items()}
     settings = lora.peft_settings(tensors, alpha, str(base))
     return write_hugging_face(
         output,

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sightline.checkpoints.entry import Entry
-from sightline.checkpoints.job import Job
+from sightline.checkpoints.job import Job, check_free
 from sightline.checkpoints.megatron.files import EXTRA, LATEST, file_name, keys_of
 from sightline.checkpoints.megatron.layout import Place, Rank
 from sightline.checkpoints.mosaic import Mosaic
 from sightline.checkpoints.shards import plan_shards, write_index
 from sightline.checkpoints.tiling import Descriptor, planned
+from sightline.checkpoints.torch_file import prepare
 from sightline.checkpoints.writing import Planned, write_safetensors, write_torch_file
 from sightline.files import write_json
 from sightline.progress import Progress
@@ -47,7 +48,7 @@ def write_megatron(
     descriptor: Descriptor,
     *,
     layout: str,
-    ranks: tuple[int, int],
+    ranks: tuple[int, int, int],
     plan: dict[str, Any],
     run: Run,
 ) -> ConversionReport:
@@ -56,29 +57,34 @@ def write_megatron(
     Args:
         entries, descriptor: where the mosaics' sources are stored.
         layout: in words.
-        ranks: pipeline ranks, and model chunks of each.
+        ranks: tensor-parallel ranks, pipeline ranks, and model chunks of each.
         plan: what the output depends on.
     """
-    pipeline_ranks, chunks = ranks
-    files: dict[Rank, dict[tuple[str, ...], Planned]] = {}
+    tensor_ranks, pipeline_ranks, chunks = ranks
+    # A rank without a tensor has a file too.
+    files: dict[Rank, dict[tuple[str, ...], Planned]] = {
+        Rank(tensor, pipeline): {} for pipeline in range(pipeline_ranks) for tensor in range(tensor_ranks)
+    }
     for place, mosaic in mosaics.items():
         tensor = planned(str(place), mosaic, entries, descriptor)
-        files.setdefault(place.rank, {})[keys_of(place, chunks)] = tensor
+        files[place.rank][keys_of(place, chunks)] = tensor
     total = sum(tensor.bytes for tensors in files.values() for tensor in tensors.values())
     report = ConversionReport(Path(output), layout, len(files), len(mosaics), total)
     if run.dry_run:
+        check_free(Path(output))
         return report
+    prepare()
     manifest: dict[str, Any] = {"layout": layout, "files": {}}
     with (
         Job(output, {**plan, "layout": layout}, bytes=total, resume=run.resume) as job,
         Progress("converting", total, "bytes") as progress,
     ):
-        for rank, tensors in sorted(files.items(), key=lambda item: (item[0].pipeline, item[0].tensor)):
+        for rank, tensors in files.items():
             name = f"release/{file_name(rank, pipeline_ranks)}"
             extra = {**_empty_chunks(tensors, chunks), **EXTRA}
             if not job.file(name, _torch_writer(tensors, extra, progress.advance)):
                 progress.advance(sum(tensor.bytes for tensor in tensors.values()))
-            manifest["files"][name] = _listed(tensors)
+            manifest["files"][name] = listed({"/".join(keys): tensor for keys, tensor in tensors.items()})
         (job.folder / LATEST).write_text("release", encoding="utf-8")
         write_json(job.folder / MANIFEST, manifest)
     return report
@@ -105,7 +111,9 @@ def write_hugging_face(
     total = sum(tensor.bytes for tensor in tensors)
     report = ConversionReport(Path(output), layout, len(shards), len(tensors), total)
     if run.dry_run:
+        check_free(Path(output))
         return report
+    manifest: dict[str, Any] = {"layout": layout, "files": {}}
     with (
         Job(output, {**plan, "shards": limit}, bytes=total, resume=run.resume) as job,
         Progress("converting", total, "bytes") as progress,
@@ -113,6 +121,8 @@ def write_hugging_face(
         for name, part in shards.items():
             if not job.file(name, _safetensors_writer(part, progress.advance)):
                 progress.advance(sum(tensor.bytes for tensor in part))
+            manifest["files"][name] = listed({tensor.name: tensor for tensor in part})
+        write_json(job.folder / MANIFEST, manifest)
         write_index(job.folder, shards, stem)
         beside(job.folder)
     return report
@@ -125,18 +135,19 @@ def _torch_writer(
 
 
 def _safetensors_writer(part: Sequence[Planned], advance: Callable[[int], None]) -> Callable[[Path], None]:
-    return lambda file: write_safetensors(file, part, advance)
+    return lambda file: write_safetensors(file, part, advance, hashed=True)
 
 
 def _empty_chunks(tensors: Mapping[tuple[str, ...], Planned], chunks: int) -> dict[str, Any]:
     """Model chunks without a layer stand in a file too."""
     named = {keys[0] for keys in tensors}
-    wanted = [f"model{chunk}" for chunk in range(chunks)] if chunks > 1 else []
+    wanted = [f"model{chunk}" for chunk in range(chunks)] if chunks > 1 else ["model"]
     return {name: {} for name in wanted if name not in named}
 
 
-def _listed(tensors: Mapping[tuple[str, ...], Planned]) -> dict[str, Any]:
+def listed(tensors: Mapping[str, Planned]) -> dict[str, Any]:
+    """What a manifest says of the tensors of a file; the sum is of the bytes of each, as they are stored."""
     return {
-        "/".join(keys): {"dtype": tensor.dtype, "shape": list(tensor.shape), "sha256": tensor.sha256()}
-        for keys, tensor in tensors.items()
+        name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "sha256": tensor.sha256()}
+        for name, tensor in tensors.items()
     }

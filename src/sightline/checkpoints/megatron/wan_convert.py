@@ -38,7 +38,7 @@ def wan_hf_to_mm(
         store.entries,
         lambda entry: store.descriptor(entry.file),
         layout=f"pp {stages}",
-        ranks=(stages.ranks, stages.chunks),
+        ranks=(1, stages.ranks, stages.chunks),
         plan={"job": "wan-hf-to-mm", "sources": sources(entry.file for entry in store.entries.values())},
         run=run,
     )
@@ -99,7 +99,7 @@ def wan_resplit(folder: str | Path, output: str | Path, stages: Stages, run: Run
         files.entries,
         files.descriptor,
         layout=f"pp {stages}",
-        ranks=(stages.ranks, stages.chunks),
+        ranks=(1, stages.ranks, stages.chunks),
         plan={"job": "wan-resplit", "sources": sources(files.files.values())},
         run=run,
     )
