@@ -70,7 +70,7 @@ def _rebuilt(
     """Stands for torch_npu's function of the same arguments, which moves the tensor to a card besides."""
     import torch
 
-    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, grad, hooks)  # type: ignore[no-any-return]
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, grad, hooks)
 
 
 # By the names of what they stand for.

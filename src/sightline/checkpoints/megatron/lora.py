@@ -61,12 +61,12 @@ def open_peft(folder: str | Path) -> LoraSource:
             raise SightlineError(
                 f"{folder} holds {name}, which is no LoRA of a linear map; MindSpeed-MM has no place for it"
             )
-        key = canonical(f"{module}.weight"), side
-        if key in entries:
+        place = canonical(f"{module}.weight"), side
+        if place in entries:
             raise SightlineError(
-                f"{folder} holds lora_{side} of {key[0]} under two names, one of them {name}"
+                f"{folder} holds lora_{side} of {place[0]} under two names, one of them {name}"
             )
-        entries[key] = entry
+        entries[place] = entry
     return LoraSource(store, settings, entries)
 
 
@@ -80,7 +80,7 @@ def mosaics(
     """
     if not layout.canonical:
         raise UsageError(
-            "LoRA can only be converted in MindSpeed-MM's canonical mode, where no two maps share one A; add --canonical"
+            "LoRA can only be converted in MindSpeed-MM's canonical mode, where no two maps share an A; add --canonical"
         )
     shapes = {key: entry.shape for key, entry in entries.items()}
     _check_shapes(shapes, model)
