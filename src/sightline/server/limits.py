@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from sightline.data.media import Budget
 
 _MEDIUM = Budget(
-    max_bytes=48 * 2**20, max_pixels=40_000_000, max_frames=50_000, max_seconds=1800.0, max_kept_pixels=2**29
+    max_bytes=48 * 2**20,
+    max_pixels=40_000_000,
+    max_frames=50_000,
+    max_seconds=1800.0,
+    max_kept_pixels=2**29,
+    files=False,
 )
 
 
