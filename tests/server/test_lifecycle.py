@@ -16,6 +16,8 @@ import pytest
 
 from sightline import LLM
 from sightline.errors import SightlineError, UsageError
+from sightline.server import lifecycle as lifecycle_module
+from sightline.server import listen
 from sightline.server.lifecycle import Lifecycle
 from sightline.server.listen import Address
 from sightline.server.run import listening, serve_in_background
@@ -190,6 +192,33 @@ def test_a_dead_engine_ends_the_server_with_the_reason(
         thread.join(20)
         assert not thread.is_alive()
     assert "the engine died (SystemExit: broken card)" in str(lifecycle.failure)
+
+
+def test_a_stuck_engine_is_not_waited_for(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    llm = LLM(tiny_folder, dtype="fp32", device="cpu")
+    release = threading.Event()
+    monkeypatch.setattr(llm.engine._core._computer._runner, "run", lambda step: release.wait(60))
+    monkeypatch.setattr(lifecycle_module, "_CUT_SECONDS", 0.2)
+    monkeypatch.setattr(listen, "_UNREAD_SECONDS", 0.3)
+    replies: list[httpx.Response] = []
+    try:
+        with running(lambda: llm, stall_seconds=0.3, drain_seconds=60) as (lifecycle, addresses, thread):
+            wait_until(lambda: status(addresses[""]) == 200)
+            url = f"{addresses[''].url}/chat/completions"
+            asking = threading.Thread(target=lambda: replies.append(httpx.post(url, json=LONG, timeout=60)))
+            asking.start()
+            wait_until(lambda: lifecycle.health.state == "stalled")
+            lifecycle.stop()
+            thread.join(10)
+            assert not thread.is_alive()
+            asking.join(10)
+    finally:
+        release.set()
+        llm.close()
+    assert (replies[0].status_code, replies[0].json()["error"]["message"]) == (503, "the server is stopping")
+    assert "Exception in ASGI application" not in caplog.text
 
 
 def test_three_ports_each_with_its_own_routes(served_llm: LLM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sightline.data.conversation import Conversation
 from sightline.server.errors import error_body
 from sightline.server.health import is_health_path
+from sightline.server.worker import STOPPING
 
 if TYPE_CHECKING:
     from sightline.server.exchange import Exchange
@@ -105,6 +107,10 @@ class Access:
 
         try:
             await self._app(scope, receive, answer)
+        except asyncio.CancelledError:
+            # The server ends and waits no longer; the task would end here anyway, with a page in the log.
+            if not status:
+                await JSONResponse(error_body(STOPPING, status=503), 503)(scope, receive, answer)
         except Exception as error:
             # The application has logged its own failures when it answered them.
             if not status:

@@ -81,6 +81,13 @@ class Health:
         return self.state == "ready"
 
     @property
+    def hopeless(self) -> bool:
+        """Whether the open requests cannot be expected to end by themselves, whatever else the state is."""
+        if self._llm is None:
+            return False
+        return self._llm.engine.failure is not None or self._is_stuck()
+
+    @property
     def reason(self) -> str:
         """The state in words for people; nothing of the server's inside."""
         if self.state == "stalled" and self._llm is not None:

@@ -216,9 +216,8 @@ class Lifecycle:
 
     async def _drain(self, service: Service) -> None:
         """Let the running requests end, and cut what takes too long."""
-        hopeless = self.health.state in ("stalled", "dead")
         self.health.drain()
-        seconds = 0.0 if hopeless or self._forced.is_set() else self.settings.drain_seconds
+        seconds = 0.0 if self.health.hopeless or self._forced.is_set() else self.settings.drain_seconds
         if self._traffic.open and seconds:
             log.info("stopping: %d requests have %g s to end", self._traffic.open, seconds)
         idle, forced = (asyncio.ensure_future(one) for one in (self._traffic.idle(), self._forced.wait()))
