@@ -78,6 +78,41 @@ def tiff_with_tiles(side: int) -> bytes:
     )
 
 
+def tags(*entries: tuple[int, int, int], values: bytes = b"", at: int | None = None) -> bytes:
+    """A TIFF of one table of (tag, type, number of values), all of which lie in `values`."""
+    behind = 8 + 2 + 12 * len(entries) + 4
+    table = b"".join(struct.pack("<HHII", *entry, behind if at is None else at) for entry in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + table + bytes(4) + values
+
+
+def fractions(count: int) -> bytes:
+    """Exif whose orientation is a list."""
+    return tags((274, 5, count), values=b"\1\2\3\0\5\0\0\0" * count)
+
+
+def fractions_below(count: int) -> bytes:
+    """The same in the table of GPS, behind one of Exif that is not there."""
+    inner = tags((274, 5, count), values=bytes(8 * count))[8:]
+    return (
+        struct.pack("<2sHIH", b"II", 42, 8, 2)
+        + struct.pack("<HHII", 0x8769, 4, 1, 2**31)
+        + struct.pack("<HHII", 0x8825, 4, 1, 38)
+        + bytes(4)
+        + inner
+    )
+
+
+def jpeg_with(exif: bytes, before: bytes = b"") -> bytes:
+    pieces = [exif[at : at + 60_000] for at in range(0, len(exif), 60_000)]
+    segments = [b"\xff\xe1" + struct.pack(">H", 8 + len(piece)) + b"Exif\0\0" + piece for piece in pieces]
+    return JPEG[:20] + before + b"".join(segments) + JPEG[20:]  # behind the JFIF segment
+
+
+def disguised(data: bytes, at: int, magic: bytes) -> bytes:
+    """With what `sniff` knows another kind by, in bytes that its own reader passes over."""
+    return data[:at] + magic + data[at + len(magic) :]
+
+
 def webp_with_canvas(width: int, height: int) -> bytes:
     plain = photo("WEBP")
     canvas = b"VP8X" + struct.pack("<I", 10) + bytes(4)
@@ -129,6 +164,24 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a bmp of runs": (lambda: bmp_of_runs(5 * 2**20), "run lengths"),
     "a large bmp header": (lambda: b"BM" + struct.pack("<IHHIIiiHHI", 99, 0, 0, 54, 40, 9000, 9000, 1, 24,
         0) + bytes(20), "pixels"),
+    "a bmp of runs called a webp": (lambda: disguised(bmp_of_runs(5 * 2**20), 8, b"WEBP\0\0"), "damaged"),
+    "a bmp of runs called a clip": (lambda: disguised(bmp_of_runs(5 * 2**20), 4, b"ftyp"), "is a video"),
+    "a jpeg of many comments behind junk": (lambda: JPEG[:20] + b"\0" + b"\xff\xfe\0\2" * 6000 + JPEG[20:],
+        "segments"),
+    "a jpeg of junk": (lambda: JPEG[:20] + bytes(2**22) + JPEG[20:], "segments"),
+    "a jpeg with fractions": (lambda: jpeg_with(fractions(20_000)), "10,000 fractions"),
+    "a jpeg with fractions behind bare markers": (
+        lambda: jpeg_with(fractions(20_000), b"\xff\xc8\xff\xf0\xff\xd9\xff\0\0\xff"), "10,000 fractions"),
+    "a jpeg with long Exif": (lambda: jpeg_with(bytes(2**21)), "Exif of more than"),
+    "a png with fractions": (lambda: photo("PNG", exif=fractions(20_000)), "10,000 fractions"),
+    "a png with late fractions": (lambda: photo("PNG")[:-12] + png((b"eXIf", fractions(20_000)))[8:]
+        + photo("PNG")[-12:], "10,000 fractions"),
+    "a webp with fractions": (lambda: photo("WEBP", exif=fractions(20_000)), "10,000 fractions"),
+    "a webp with long Exif": (lambda: photo("WEBP", exif=tags((271, 7, 2**21), values=bytes(2**21))), "Exif of"),
+    "a tiff with fractions": (lambda: fractions(20_000), "10,000 fractions"),
+    "a tiff with fractions below": (lambda: fractions_below(20_000), "10,000 fractions"),
+    "a tiff of many strips": (lambda: tags((273, 4, 2**21), values=bytes(2**23)), "1,000,000 numbers"),
+    "a tiff of many entries": (lambda: tags(*[(300, 1, 1)] * 60_000), "4,096 entries"),
     "an icon": (lambda: photo("ICO"), "not supported"),
     "a pdf": (lambda: photo("PDF"), "is a pdf"),
     "an eps": (lambda: photo("EPS"), "not a picture in a supported format"),
@@ -161,6 +214,7 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "progressive": lambda: photo("JPEG", progressive=True),
     "restart markers": lambda: photo("JPEG", (400, 300), restart_marker_blocks=1),
     "cmyk": lambda: photo("JPEG", mode="CMYK"),
+    "turned": lambda: photo("JPEG", exif=tags((271, 2, 4), (274, 3, 1), values=b"abc\0", at=6)),
     "profile and Exif": lambda: photo("JPEG", icc_profile=bytes(10**6), exif=b"Exif\0\0II*\0" + bytes(9)),
     "png": lambda: photo("PNG"),
     "palette": lambda: photo("PNG", mode="P"),
@@ -255,6 +309,10 @@ CLIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a compressed index": (lambda: clip(frames=4).replace(b"udta", b"cmov"), "compressed index"),
     "more frames than allowed": (lambda: patched(patched(clip(frames=4), b"stsz", (8, 1), (12, 60_000)),
         b"stts", (12, 60_000)), "frames|damaged"),
+    "many samples called a matroska": (
+        lambda: b"\x1aE\xdf\xa3" + bomb()[bomb().find(b"moov") :], "damaged"),
+    "many samples behind an unknown box": (lambda: box(b"uuid", bytes(16)) + bomb(), "supported format"),
+    "many samples behind a box to skip": (lambda: box(b"skip", b"") + bomb(), "samples"),
     "an hour": (lambda: clip("mkv", frames=2, fps=8, times=[0, 8 * 3600]), "seconds"),
 }
 # fmt: on

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, BinaryIO
 from PIL import ExifTags, ImageFile, UnidentifiedImageError
 from PIL import Image as Pillow
 
-from sightline.data.claims import check_claims
+from sightline.data.claims import check_claims, check_exif
 from sightline.data.media import (
     DEFAULT,
     IMAGE_FORMATS,
-    IMAGE_KINDS,
     VIDEO_FORMATS,
     VIDEO_KINDS,
     Budget,
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
     from sightline.data.conversation import Source
 
 # By content, whatever the suffix says. JPEG includes MPO, that of phones with a second picture behind the first.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# One reader for each kind: what was looked at as one kind must not be read as another.
+_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP", "gif": "GIF", "tiff": "TIFF"}
 
 # Budget.max_pixels is our own check, with an error instead of a warning on stderr.
 warnings.filterwarnings("ignore", category=Pillow.DecompressionBombWarning)
@@ -116,17 +116,19 @@ def _header(source: Source, budget: Budget, *, pixels: bool = False) -> Iterator
             yield source, orientation
         return
     with opened(source, budget) as file:
-        head = file.read(64)
-        file.seek(0)
-        check_claims(source, file, sniff(head), budget)
+        kind = sniff(file.read(64))
+        if kind not in _FORMATS:
+            raise _not_identified(source, kind)
+        check_claims(source, file, kind, budget)
         if pixels:
-            check_claims(source, file, sniff(head), budget, pixels=True)
-        with _readable(source, head):
-            picture = Pillow.open(file, formats=_FORMATS)
+            check_claims(source, file, kind, budget, pixels=True)
+        with _readable(source, kind):
+            picture = Pillow.open(file, formats=[_FORMATS[kind]])
             _check_pixels(source, picture.size, budget)
             _check_tiles(source, picture, budget)
             if picture.format == "PNG":
                 _find_late_exif(picture, file)
+            check_exif(source, picture.info.get("exif"))
             orientation = _orientation(picture)
         yield picture, orientation
 
@@ -143,14 +145,14 @@ _OPEN_LOCKS = [threading.RLock() for _ in range(64)]
 
 
 @contextmanager
-def _readable(source: Source, head: bytes = b"") -> Iterator[None]:
+def _readable(source: Source, kind: str | None = None) -> Iterator[None]:
     """Turn whatever a parser throws at damaged bytes into one MediaError."""
     try:
         yield
     except MediaError:
         raise
     except UnidentifiedImageError as error:
-        raise _not_identified(source, sniff(head)) from error
+        raise _not_identified(source, kind) from error
     except Pillow.DecompressionBombError as error:
         raise MediaError(
             f"{describe(source)} has more pixels than Pillow opens; scale it down", "too-large"
@@ -167,7 +169,7 @@ def _readable(source: Source, head: bytes = b"") -> Iterator[None]:
 
 
 def _not_identified(source: Source, found: str | None) -> MediaError:
-    if found in IMAGE_KINDS:
+    if found in _FORMATS:
         what = (
             "a damaged header or deep colours (save it as an 8-bit png)"
             if found == "tiff"

@@ -259,6 +259,8 @@ _MAGIC = (
     (4, b"mdat", "mp4"),
     (4, b"wide", "mp4"),
     (4, b"free", "mp4"),
+    (4, b"skip", "mp4"),
+    (4, b"pnot", "mp4"),
     (0, b"%PDF", "pdf"),
     (0, b"8BPS", "psd"),
     (0, b"\xff\x0a", "jxl"),

@@ -18,7 +18,8 @@ from sightline.data.media import VIDEO_FORMATS, VIDEO_KINDS, Budget, MediaError,
 from sightline.data.structure import mp4_rotation
 
 _PROTOCOLS = "none"  # those by which a demuxer may open something else
-_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,asf,matroska,webm"
+# One reader for each kind, lest a file that was looked at as one is read as another, whose tables nobody looked at.
+_DEMUXERS = {"mp4": "mov,mp4,m4a,3gp,3g2,mj2", "avi": "avi", "wmv": "asf", "mkv": "matroska,webm"}
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ def container_of(source: Source, budget: Budget) -> Iterator[tuple[Any, Any]]:
 
     with opened(bytes_of(source), budget) as file:
         found = sniff(file.read(64))
+        if found not in _DEMUXERS:
+            raise _not_opened(source, found)
         check_claims(source, file, found, budget)
-        file.seek(0)
         try:
-            container = av.open(file, metadata_errors="replace", options=_options(budget))
+            container = av.open(file, metadata_errors="replace", options=_options(found, budget))
         except (av.FFmpegError, ValueError, UnicodeError) as error:
             raise _not_opened(source, found) from error
         with container:
@@ -74,9 +76,9 @@ def container_of(source: Source, budget: Budget) -> Iterator[tuple[Any, Any]]:
             yield container, stream
 
 
-def _options(budget: Budget) -> dict[str, str]:
+def _options(kind: str, budget: Budget) -> dict[str, str]:
     return {
-        "format_whitelist": _DEMUXERS,
+        "format_whitelist": _DEMUXERS[kind],
         "protocol_whitelist": _PROTOCOLS,
         # FFmpeg decodes a frame to learn what the header leaves open. Somewhat too large ones are let through
         # here, so that `header_of` can say how large they are.
