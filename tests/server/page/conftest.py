@@ -22,7 +22,7 @@ document.addEventListener("securitypolicyviolation", (event) => window.violation
 """
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
@@ -34,7 +34,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server() -> Iterator[Fake]:
     with fake_server() as fake:
         yield fake
@@ -95,7 +95,7 @@ def page(watched: Watched, fake: Fake) -> Any:
     return page
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def bare(browser: Any, server: Fake) -> Iterator[Any]:
     """A page for calling the page's own modules; nothing is asked in it."""
     watched = Watched(browser)
