@@ -120,3 +120,15 @@ def test_a_closed_gate_says_so_and_counts() -> None:
     assert through(gate, method="GET", path="/v1/models") == 200
     assert traffic.turned_away == {"stopping": 1, "foreign": 1}
     assert traffic.open == 0
+
+
+@pytest.mark.parametrize(("path", "theirs"), [("/generate", True), ("/v1/completions", False)])
+def test_refusals_have_the_form_of_the_paths_dialect(path: str, theirs: bool) -> None:
+    async def play() -> httpx.Response:
+        transport = httpx.ASGITransport(app=Gate(PlainTextResponse("done"), closed=lambda: True))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.post(path)
+
+    answer = asyncio.run(play())
+    assert answer.headers["retry-after"] == "1"
+    assert ("error_type" in answer.json()) is theirs
