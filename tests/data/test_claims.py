@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
+from sightline.data.conversation import Video
 from sightline.data.images import image_size, open_image
 from sightline.data.media import Budget, MediaError, decode_data_url
 from sightline.data.videos import load_video, plan_video, video_header
@@ -374,6 +375,23 @@ def test_a_camera_clip_with_plain_sound_passes() -> None:
             output.mux(sound.encode(frame))
         output.mux(sound.encode(None))
     assert video_header(buffer.getvalue(), BUDGET).frames == 8
+
+
+@pytest.mark.parametrize("source", [clip(frames=24), (JPEG,) * 24], ids=["file", "pictures"])
+def test_decoding_a_clip_ends_when_its_time_is_over(source: Any) -> None:
+    seen = []
+
+    def slow(picture: Any) -> Any:
+        seen.append(picture)
+        time.sleep(0.15)
+        return picture
+
+    budget = Budget(max_decode_seconds=0.4)
+    assert len(load_video(Video(source), budget=budget, transform=slow).images) > 4  # nobody has started it
+    seen.clear()
+    with pytest.raises(MediaError, match=r"over the 0\.4 s allowed"):
+        load_video(Video(source), budget=budget.started(), transform=slow)
+    assert 0 < len(seen) <= 4
 
 
 def test_a_stream_that_grows_on_the_way_is_refused_there() -> None:

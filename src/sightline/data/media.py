@@ -12,11 +12,12 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, unquote_to_bytes
 
+from sightline.data.budget import DEFAULT as DEFAULT
+from sightline.data.budget import Budget as Budget
 from sightline.errors import SightlineError
 
 if TYPE_CHECKING:
@@ -29,34 +30,6 @@ VIDEO_FORMATS = "mp4, avi, wmv, mov, mkv, webm"
 # What `sniff` calls those that are read.
 IMAGE_KINDS = frozenset({"jpg", "png", "webp", "bmp", "gif", "tiff"})
 VIDEO_KINDS = frozenset({"mp4", "avi", "mkv", "wmv"})
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What media may cost. Checked against sizes that headers state, before anything is decoded.
-
-    Of one medium: `max_pixels` is width x height of a picture or of a frame; 89,478,485 is where Pillow begins
-    to suspect a decompression bomb. `max_kept_pixels` bounds the frames of a video in memory at once, 3 bytes a
-    pixel.
-
-    Of all media of a prompt that have to be decoded: `max_total_pixels` those of its pictures together,
-    `max_clip_pixels` those of its clips, every stored frame counted, because all are decoded.
-
-    `files` says whether a source may name a file of this machine at all. A server fetches what requests name by its
-    own rules and gives the engine bytes, so that there it may not.
-    """
-
-    max_bytes: int = 4 * 2**30
-    max_pixels: int = 89_478_485
-    max_frames: int = 1_000_000
-    max_seconds: float = 6 * 3600.0
-    max_kept_pixels: int = 2**31
-    max_total_pixels: int = 2**40
-    max_clip_pixels: int = 2**50
-    files: bool = True
-
-
-DEFAULT = Budget()
 
 
 class MediaError(SightlineError):
@@ -194,8 +167,10 @@ def opened(source: str | bytes, budget: Budget = DEFAULT) -> Iterator[BinaryIO]:
     """Open the bytes of `source` for reading and seeking; sizes are checked before anything is read.
 
     Raises:
-        MediaError: missing, not a file, empty, over `budget.max_bytes`, not readable, or a broken URL.
+        MediaError: missing, not a file, empty, over `budget.max_bytes`, not readable, or a broken URL; or its
+            time is over.
     """
+    check_time(source, budget)
     path = local_path(source)
     if path is None:
         data = decode_data_url(source, budget) if isinstance(source, str) else source
@@ -220,6 +195,16 @@ def opened(source: str | bytes, budget: Budget = DEFAULT) -> Iterator[BinaryIO]:
         raise MediaError(f"{describe(source)} cannot be opened: {cause.lower()}") from error
     with file:
         yield file
+
+
+def check_time(source: Source, budget: Budget) -> None:
+    """Raises MediaError where the prompt's media have taken longer than they may."""
+    if budget.is_over:
+        raise MediaError(
+            f"{describe(source)} takes the prompt's media over the {budget.max_decode_seconds:g} s allowed to decode "
+            "them; give fewer, shorter or smaller ones",
+            "too-large",
+        )
 
 
 def _check_bytes(source: Source, size: int, budget: Budget) -> None:

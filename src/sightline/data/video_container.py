@@ -14,7 +14,16 @@ from typing import Any
 
 from sightline.data.claims import check_claims
 from sightline.data.conversation import Source
-from sightline.data.media import VIDEO_FORMATS, VIDEO_KINDS, Budget, MediaError, describe, opened, sniff
+from sightline.data.media import (
+    VIDEO_FORMATS,
+    VIDEO_KINDS,
+    Budget,
+    MediaError,
+    check_time,
+    describe,
+    opened,
+    sniff,
+)
 from sightline.data.structure import mp4_rotation
 
 _PROTOCOLS = "none"  # those by which a demuxer may open something else
@@ -45,6 +54,7 @@ def decoded(
     start = None
     try:
         for number, frame in enumerate(container.decode(stream)):
+            check_time(source, budget)
             time = frame.time if frame.pts is not None else None
             if start is None:
                 start = time
@@ -133,6 +143,7 @@ def _count_packets(source: Source, container: Any, stream: Any, budget: Budget) 
     count = 0
     try:
         for packet in container.demux(stream):
+            check_time(source, budget)
             count += packet.size > 0
             if count > budget.max_frames:
                 break

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 from sightline.data.media import Budget
 
+# The engine opens no file that a client names: `sightline.server.media.Fetcher` does, by rules of its own.
 _MEDIUM = Budget(
     max_bytes=48 * 2**20,
     max_pixels=40_000_000,
     max_frames=50_000,
     max_seconds=1800.0,
     max_kept_pixels=2**29,
+    max_total_pixels=200_000_000,
+    max_clip_pixels=20_000_000_000,
+    max_decode_seconds=60.0,
     files=False,
 )
 

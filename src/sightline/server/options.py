@@ -194,6 +194,7 @@ class MediaOptions(_Group):
     media_max_frames: int = option(50_000, "Frames of a clip as it is stored.", ge=1)
     media_max_seconds: Seconds = option(1800.0, "Length of a clip.")
     media_max_clip_pixels: int = option(20_000_000_000, "Frames x width x height of a request's clips.", ge=1)
+    media_max_decode_seconds: Seconds = option(60.0, "To decode a request's media.")
     media_fetch_seconds: Seconds = option(30.0, "To fetch one medium, from its host's name to the last byte.")
     media_connect_seconds: Seconds = option(5.0, "To reach a medium's host.")
     media_idle_seconds: Seconds = option(10.0, "Between two pieces of a medium.")

@@ -391,3 +391,12 @@ def test_every_stored_frame_of_clips_counts(tiny: Processor) -> None:
     preparer(tiny).prepare(ask(Video(file)), Budget(max_clip_pixels=24 * 64 * 48))
     with pytest.raises(MediaError, match="videos have 73,728 pixels to decode, more than the 73,727"):
         preparer(tiny).prepare(ask(Video(file)), Budget(max_clip_pixels=24 * 64 * 48 - 1))
+
+
+def test_a_prompt_whose_media_take_too_long_is_refused(tiny: Processor) -> None:
+    with pytest.raises(MediaError, match="allowed to decode"):
+        preparer(tiny).prepare(ask(Image(encoded(picture()))), Budget(max_decode_seconds=1e-9))
+    opener = preparer(tiny)
+    fetched = opener.fetch(ask(Image(encoded(picture()))), Budget(max_decode_seconds=0.5))
+    time.sleep(0.6)  # in the line: the time begins when it is decoded
+    opener.build(fetched)

@@ -138,6 +138,7 @@ class MediaPreparer:
             SightlineError: a medium cannot be used, or placeholders and media differ in number.
         """
         start, clock = time.perf_counter(), _Clock()
+        fetched = replace(fetched, budget=fetched.budget.started())
         prompt = fetched.prompt
         names = [name for name, _ in _named(prompt.media)]
         keys = []

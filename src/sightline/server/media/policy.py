@@ -33,6 +33,8 @@ class MediaPolicy:
         max_seconds: length of a clip.
         max_clip_pixels: frames x width x height of a request's clips, all of which are decoded on the way to
             those that the model sees: about five minutes of 1080p at 30 a second.
+        max_decode_seconds: to decode a request's media. Codecs differ by a factor of fifty, and on a CPU the engine
+            computes nothing else meanwhile.
         fetch_seconds: for one medium, from looking its host up to its last byte.
         connect_seconds: to reach its host. idle_seconds: between two pieces of it.
         max_redirects: followed one after another.
@@ -54,6 +56,7 @@ class MediaPolicy:
     max_frames: int = 50_000
     max_seconds: float = 1800.0
     max_clip_pixels: int = 20_000_000_000
+    max_decode_seconds: float = 60.0
     fetch_seconds: float = 30.0
     connect_seconds: float = 5.0
     idle_seconds: float = 10.0
@@ -82,6 +85,7 @@ class MediaPolicy:
             max_kept_pixels=2**29,
             max_total_pixels=self.max_total_pixels,
             max_clip_pixels=self.max_clip_pixels,
+            max_decode_seconds=self.max_decode_seconds,
             files=False,
         )
 
@@ -95,8 +99,8 @@ class MediaPolicy:
 
 _POSITIVE = (
     *("max_media", "max_bytes", "max_total_bytes", "max_pixels", "max_total_pixels", "max_frames"),
-    *("max_seconds", "max_clip_pixels", "fetch_seconds", "connect_seconds", "idle_seconds"),
-    *("connections", "connections_per_request", "max_held_bytes"),
+    *("max_seconds", "max_clip_pixels", "max_decode_seconds", "fetch_seconds", "connect_seconds"),
+    *("idle_seconds", "connections", "connections_per_request", "max_held_bytes"),
 )
 
 
