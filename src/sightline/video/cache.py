@@ -1,0 +1,180 @@
+"""Carrying a plan out: what is kept of each step, and what a step that is not computed takes from it.
+
+The clock is the caller's: `with cache.step(i, branch):` around each call of the model. Nothing counts calls, so an
+aborted generation, a warm-up or a second model shifts nothing. What a step does was worked out before the first
+(`sightline.video.schedule`): inside the model only a `Point`'s plain fields are looked at, which torch.compile
+guards on, and no value of a tensor is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sightline.errors import SightlineError
+from sightline.video.plan import Plan
+from sightline.video.points import Point, SharedAttention, Values
+from sightline.video.schedule import Directive
+from sightline.video.sites import BRANCHES, Action, Kind, Site
+
+_COMPUTED = Directive(Action.COMPUTE)
+
+
+class StepCache:
+    """Executes one plan, one generation at a time.
+
+    Args:
+        share: let one branch take the first block's self-attention from the other where both compute it; exact.
+
+    Attributes:
+        points: the parts of the model that the plan keeps something of.
+        shared: the first block's self-attention, or None.
+        open: whether a generation is running.
+    """
+
+    def __init__(self, plan: Plan, *, share: bool = True) -> None:
+        self.plan = plan
+        self._table = {branch: plan.directives(branch) for branch in BRANCHES}
+        parts = {part for branch in BRANCHES for part in self._table[branch]}
+        self.points = {part: Point(part) for part in sorted(parts)}
+        self.shared = SharedAttention() if share else None
+        self.open = False
+        self.free()
+
+    def free(self) -> None:
+        """Forget everything that is held."""
+        self._held: dict[tuple[str, Site], list[Values]] = {}
+        self._ran: dict[str, list[int]] = {branch: [] for branch in BRANCHES}
+        self._inside: tuple[int, str] | None = None
+        self._rest()
+        if self.shared is not None:
+            self.shared.rest()
+
+    def held_bytes(self) -> int:
+        """Bytes of all tensors that are held now."""
+        kept = {id(each): each for values in self._held.values() for value in values for each in value}
+        if self.shared is not None and self.shared.value is not None:
+            kept[id(self.shared.value)] = self.shared.value
+        return sum(each.numel() * each.element_size() for each in kept.values())
+
+    @contextmanager
+    def generation(self) -> Iterator[StepCache]:
+        """The loop over all steps; leaving it, by whichever way, frees what is held.
+
+        Raises:
+            SightlineError: another generation is open.
+        """
+        self.begin()
+        try:
+            yield self
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """Open a generation; `generation()` is this and `end`."""
+        if self.open:
+            raise SightlineError(
+                "this step cache is in a generation; make one cache for each that runs at a time"
+            )
+        self.open = True
+
+    def end(self) -> None:
+        """Close the generation and free what is held."""
+        self.open = False
+        self.free()
+
+    @contextmanager
+    def step(self, index: int, branch: str = "cond") -> Iterator[None]:
+        """One call of the model: step `index` from 0, for one branch.
+
+        Raises:
+            SightlineError: outside of `generation()`, inside another step, a step or branch that the plan does not
+                have, steps out of order, or an earlier step that this one takes from did not run.
+        """
+        self.enter(index, branch)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self, index: int, branch: str = "cond") -> None:
+        """Begin a step; `step()` is this and `leave`."""
+        self._check(index, branch)
+        for part, point in self.points.items():
+            rows = self._table[branch].get(part)
+            self._set(point, rows[index] if rows else _COMPUTED, branch)
+        self._set_shared(index, branch)
+        self._inside = (index, branch)
+        self._ran[branch].append(index)
+
+    def leave(self) -> None:
+        """End the step: what no later one asks for goes."""
+        if self._inside is None:
+            return
+        index, branch = self._inside
+        for part, point in self.points.items():
+            rows = self._table[branch].get(part)
+            # A value that should have been stored was not: nothing may be taken from the older ones.
+            missed = point.computes and point.keep > 0 and not point.fresh
+            keep = rows[index].keep if rows else 0
+            if missed or keep == 0:
+                point.values.clear()
+            else:
+                del point.values[:-keep]
+        if self.shared is not None and self.shared.takes:
+            self.shared.value = self.shared.input = None
+        self._inside = None
+        self._rest()
+
+    def _rest(self) -> None:
+        for point in self.points.values():
+            point.rest()
+            point.entering = ()
+        if self.shared is not None:
+            self.shared.gives = self.shared.takes = False
+
+    def _check(self, index: int, branch: str) -> None:
+        if not self.open:
+            raise SightlineError(
+                "a step began outside of a generation; put `with cache.generation():` around the loop"
+            )
+        if self._inside is not None:
+            raise SightlineError(
+                f"step {index} began inside step {self._inside[0]}; leave one before the next"
+            )
+        if branch not in BRANCHES:
+            raise SightlineError(f"{branch!r} is no branch; the branches are {' and '.join(BRANCHES)}")
+        if type(index) is not int or not 0 <= index < self.plan.steps:
+            raise SightlineError(f"the plan has steps 0 to {self.plan.steps - 1}, not {index!r}")
+        ran = self._ran[branch]
+        if ran and index <= ran[-1]:
+            raise SightlineError(
+                f"step {index} of branch {branch} came after step {ran[-1]}; begin a new generation for a new video"
+            )
+        for part, rows in self._table[branch].items():
+            sources = rows[index].sources
+            missing = [step for step in sources if step not in ran]
+            if missing or len(sources) > len(self._held.get((branch, part), ())):
+                raise SightlineError(
+                    f"step {index} of branch {branch} takes {part} from step {(missing or sources)[0]}, which did not "
+                    f"compute it; run every step of the plan"
+                )
+
+    def _set(self, point: Point, directive: Directive, branch: str) -> None:
+        point.values = self._held.setdefault((branch, point.part), [])
+        point.computes = directive.action in (None, Action.COMPUTE)
+        point.keep = directive.keep if directive.action is Action.COMPUTE else 0
+        point.weights, point.fresh = directive.weights, False
+
+    def _set_shared(self, index: int, branch: str) -> None:
+        shared = self.shared
+        if shared is None:
+            return
+        other = BRANCHES[1 - BRANCHES.index(branch)]
+        first = Site(Kind.ATTENTION, 0, 1)
+        both = all(self.plan.computes(each, index, first) for each in BRANCHES)
+        second = self._ran[other][-1:] == [index]
+        shared.takes = both and second and shared.value is not None
+        shared.gives = both and not second
+        if not shared.takes:
+            shared.value = shared.input = None

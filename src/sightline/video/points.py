@@ -1,0 +1,106 @@
+"""A part of the model in the current step: the plain fields that say what it does, and the arithmetic of doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sightline.errors import SightlineError
+from sightline.video.sites import Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Values = tuple["Tensor", ...]
+
+
+class Point:
+    """One part of the model in the current step and branch.
+
+    Attributes:
+        computes: whether it runs; if not, `predicted()` takes its place.
+        keep: how many values to hold once it ran; 0 stores nothing.
+        weights: of the older values, see `Directive`.
+        values: what the branch holds, oldest first; each one tensor a stream.
+        fresh: whether this step stored a value.
+    """
+
+    def __init__(self, part: Site) -> None:
+        self.part = part
+        self.entering: Values = ()
+        self.rest()
+
+    def rest(self) -> None:
+        """Outside of a step: run, keep nothing."""
+        self.computes, self.keep, self.fresh = True, 0, False
+        self.weights: tuple[float, ...] = ()
+        self.values: list[Values] = []
+
+    def store(self, value: Values) -> None:
+        """Hold what this step computed, as long as a later step asks for it."""
+        if self.keep > 0:
+            self.values.append(value)
+            del self.values[: -self.keep]
+            self.fresh = True
+
+    def predicted(self) -> Values:
+        """What stands in for computing: the newest value, moved along the polynomial through the older ones."""
+        newest = self.values[-1]
+        older = self.values[len(self.values) - 1 - len(self.weights) : -1]
+        result = []
+        for stream, value in enumerate(newest):
+            moved = value
+            for weight, earlier in zip(self.weights, older, strict=True):
+                moved = moved + weight * (earlier[stream] - value)
+            result.append(moved)
+        return tuple(result)
+
+    def enter(self, streams: Values) -> None:
+        """A range of blocks that will be computed begins, with this input."""
+        if self.keep > 0:
+            self.entering = streams
+
+    def leave(self, streams: Values) -> None:
+        """It ends with this output: what is kept is the change."""
+        if self.keep > 0:
+            if [each.shape for each in streams] != [each.shape for each in self.entering]:
+                raise SightlineError(
+                    f"{self.part} turns {_shapes(self.entering)} into {_shapes(streams)}, so its change cannot be "
+                    f"kept; let the range begin where the sequence is already cut (attach the cache first, then "
+                    f"what cuts the sequence)"
+                )
+            self.store(tuple(out - into for out, into in zip(streams, self.entering, strict=True)))
+            self.entering = ()
+
+    def moved(self, streams: Values) -> Values:
+        """A range of blocks that is not computed: its input and the change that stands in for it."""
+        changes = self.predicted()
+        if [each.shape for each in streams] != [each.shape for each in changes]:
+            raise SightlineError(
+                f"{self.part} holds a change of {_shapes(changes)} but is entered with {_shapes(streams)}; one "
+                f"generation has one size"
+            )
+        return tuple(into + change for into, change in zip(streams, changes, strict=True))
+
+
+class SharedAttention:
+    """The first block's self-attention, which knows nothing of the prompt: one branch computes it for both."""
+
+    def __init__(self) -> None:
+        self.rest()
+
+    def rest(self) -> None:
+        self.gives, self.takes = False, False
+        self.value: Tensor | None = None
+        self.input: Tensor | None = None
+
+    def see(self, latents: Tensor) -> None:
+        """The model is called with these. Another tensor than the first branch's is not trusted to be equal."""
+        if self.gives:
+            self.input = latents
+        elif self.input is not latents:
+            self.takes = False
+
+
+def _shapes(streams: Sequence[Tensor]) -> str:
+    return " and ".join("x".join(map(str, each.shape)) for each in streams)
