@@ -112,6 +112,6 @@ def test_what_is_printed_holds_no_key(tmp_path: Path) -> None:
 
 
 def test_the_documentation_lists_every_option_as_it_is() -> None:
-    page = Path(__file__).parents[3] / "docs" / "serve.md"
+    page = Path(__file__).parents[3] / "docs" / "serving.md"
     told = page.read_text(encoding="utf-8").partition("## Every option\n")[2].partition("\n\n")[2]
     assert told == as_markdown() + "\n", "run: python -m sightline.server.config.printed"
