@@ -310,7 +310,7 @@ class AsyncEngine:
             self._core.totals.refused += 1
             self._end(job, None, error)
             return
-        job.request = request
+        job.admitted(request)
         job.stream.open(lambda: self._core.output(request), self._wakeups)
 
     def _finish_unprepared(self, job: Job) -> None:

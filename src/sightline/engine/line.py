@@ -75,6 +75,10 @@ class Job:
         answers = [CompletionOutput(index, finish_reason="abort") for index in range(self.params.n)]
         return RequestOutput(self.stream.id, self.prompt.text, list(self.prompt.ids or ()), answers)
 
+    def admitted(self, request: Request) -> None:
+        """It is prepared: the files of its media are needed no more."""
+        self.prompt, self.request = _NOTHING, request
+
     def drop(self) -> None:
         """It has ended: let go of its pictures and its adapter, whoever still holds the job."""
         if self.request is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,8 @@ from sightline.server.exchange import Exchange
 from sightline.server.limits import Limits
 from sightline.server.names import Names
 from sightline.server.worker import Worker
+
+_SLOWEST = 32 * 2**10  # bytes a second that a body's sender must keep to
 
 
 class Service:
@@ -49,23 +52,32 @@ class Service:
         """The request's body, read only as far as it is allowed to be long, and as long as it keeps coming.
 
         Raises:
-            RequestError: 413, it is too long; 408, it stopped coming.
+            RequestError: 413, it is too long or holds too many values; 408, it stopped coming, or drips.
         """
         body, limits = bytearray(), self.limits
-        pieces = http.stream()
+        pieces, begun = http.stream(), time.monotonic()
         while True:
+            # An open request is one of few: who sends a byte now and then would keep the others out.
+            left = begun + limits.body_seconds + len(body) / _SLOWEST - time.monotonic()
             try:
-                body += await asyncio.wait_for(anext(pieces), limits.body_seconds)
+                body += await asyncio.wait_for(anext(pieces), max(0.0, min(left, limits.body_seconds)))
             except StopAsyncIteration:
-                return bytes(body)
+                break
             except asyncio.TimeoutError as error:
                 raise RequestError(
-                    f"no more of the body came in {limits.body_seconds:g} s", status=408
+                    f"no more of the body came in {limits.body_seconds:g} s, or less than {_SLOWEST:,} bytes a second",
+                    status=408,
                 ) from error
             if len(body) > limits.max_body:
                 raise RequestError(
                     f"the body is longer than {limits.max_body:,} bytes; send smaller media", status=413
                 )
+        # Text and media are read at memory's speed; each value takes a Python object, and no other request moves.
+        if sum(map(body.count, b",[{")) > limits.max_values:
+            raise RequestError(
+                f"the body holds more than {limits.max_values:,} values; send fewer, or shorter texts", status=413
+            )
+        return bytes(body)
 
     async def submit(
         self,
@@ -96,26 +108,34 @@ class Service:
         served = self.names.find(model)
         conversation = prompt if isinstance(prompt, Conversation) else prompt.media
         self._check_texts(conversation)
-        if self.fetcher is not None and (conversation.images or conversation.videos):
-            options = {} if where is None else {"where": where}
-            conversation = await self.fetcher.resolve(conversation, **options)
-        fetched = time.perf_counter() - given
-        limits = self.limits
-        stream = self.worker.add(
-            conversation if isinstance(prompt, Conversation) else replace(prompt, media=conversation),
-            params,
-            priority=priority,
-            request_id=request_id or access.engine_id(),
-            budget=limits.medium,
-            max_prompt_tokens=limits.max_prompt_tokens,
-            adapter=served.adapter,
-            given=given,
-            fetch_seconds=fetched,
-        )
-        exchange = Exchange(stream, served.name, limits.request_seconds)
-        access.remember(exchange, conversation)
-        await exchange.opened()
+        # What was fetched counts until the engine has opened it: in its line the bytes are as large as on their way.
+        async with self._with_media(conversation, where) as conversation:
+            fetched = time.perf_counter() - given
+            limits = self.limits
+            stream = self.worker.add(
+                conversation if isinstance(prompt, Conversation) else replace(prompt, media=conversation),
+                params,
+                priority=priority,
+                request_id=request_id or access.engine_id(),
+                budget=limits.medium,
+                max_prompt_tokens=limits.max_prompt_tokens,
+                adapter=served.adapter,
+                given=given,
+                fetch_seconds=fetched,
+            )
+            exchange = Exchange(stream, served.name, limits.request_seconds)
+            access.remember(exchange, conversation)
+            await exchange.opened()
         return exchange
+
+    def _with_media(
+        self, conversation: Conversation, where: Callable[[int, int, Part], str] | None
+    ) -> AbstractAsyncContextManager[Conversation]:
+        if self.fetcher is None or not (conversation.images or conversation.videos):
+            return nullcontext(conversation)
+        options = {} if where is None else {"where": where}
+        found: AbstractAsyncContextManager[Conversation] = self.fetcher.resolved(conversation, **options)
+        return found
 
     def control_token(self, text: str) -> str | None:
         """The first of the model's control tokens that a text holds."""

@@ -175,6 +175,21 @@ def test_what_the_whole_server_holds_is_bounded() -> None:
     play(net, two, max_held_bytes=3000)
 
 
+def test_what_waits_for_the_engine_is_held_too() -> None:
+    net = Net(routes={"/a": answer(PNG + bytes(1000))})
+
+    async def keep(fetcher: Fetcher) -> None:
+        async with fetcher.resolved(ask(f"{SITE}/a")) as found:
+            assert fetcher.held_bytes == len(found.images[0].source) == len(PNG) + 1000
+            with pytest.raises(RequestError, match="as much as it may"):
+                await fetcher.resolve(ask(f"{SITE}/a"))
+        assert fetcher.held_bytes == 0
+        await fetcher.resolve(ask(f"{SITE}/a"))
+        assert fetcher.held_bytes == 0
+
+    play(net, keep, max_held_bytes=len(PNG) + 1500)
+
+
 def test_media_are_fetched_at_once_but_never_more_than_allowed() -> None:
     most = 0
     net = Net()

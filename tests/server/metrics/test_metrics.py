@@ -6,7 +6,8 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -385,9 +386,10 @@ def test_fetching_counts_from_the_requests_arrival(llm: LLM) -> None:
     class Slow:
         """A fetcher that takes its time."""
 
-        async def resolve(self, conversation: Conversation, **options: Any) -> Conversation:
+        @asynccontextmanager
+        async def resolved(self, conversation: Conversation, **options: Any) -> AsyncIterator[Conversation]:
             await asyncio.sleep(0.3)
-            return conversation
+            yield conversation
 
     async def ask() -> None:
         service = Service(llm, ["tiny"], fetcher=Slow())

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -78,16 +78,17 @@ class Fetcher:
 
     @property
     def held_bytes(self) -> int:
-        """Of media that are being fetched at this moment, of all requests."""
+        """Of media that are being fetched or wait for the engine to open them, of all requests."""
         return self._held
 
-    async def resolve(
+    @asynccontextmanager
+    async def resolved(
         self, conversation: Conversation, *, plain_paths: bool = False, where: Where = openai_field
-    ) -> Conversation:
-        """The conversation with bytes in the place of web addresses and files.
+    ) -> AsyncIterator[Conversation]:
+        """The conversation with bytes in the place of web addresses and files, which count until the block's end.
 
         data: URLs are checked for their size and stay, for whoever decodes them does it in a thread; what is bytes or
-        an open picture stays too. Cancelling this call ends all of its fetches.
+        an open picture stays too. Cancelling the entry ends all of its fetches.
 
         Args:
             plain_paths: whether a source that begins with a slash is a file's path, as in MindIE's dialect.
@@ -98,11 +99,15 @@ class Fetcher:
                 fetched already. Its param names the field.
         """
         tasks, total = self._plan(conversation, plain_paths, where)
-        if not tasks:
-            return conversation
         with self._account(total) as take:
-            found = await self._all(tasks, take)
-        return _filled(conversation, found)
+            yield _filled(conversation, await self._all(tasks, take)) if tasks else conversation
+
+    async def resolve(
+        self, conversation: Conversation, *, plain_paths: bool = False, where: Where = openai_field
+    ) -> Conversation:
+        """`resolved`, for whoever counts the bytes that come out by himself."""
+        async with self.resolved(conversation, plain_paths=plain_paths, where=where) as found:
+            return found
 
     def _plan(self, conversation: Conversation, plain_paths: bool, where: Where) -> tuple[list[_Task], int]:
         """What is to be fetched, and the bytes that the request brings itself. Nothing is opened yet."""

@@ -39,7 +39,8 @@ class MediaPolicy:
         connect_seconds: to reach its host. idle_seconds: between two pieces of it.
         max_redirects: followed one after another.
         connections: at once, of the whole server. connections_per_request: of one request.
-        max_held_bytes: of media that are being fetched, of the whole server; beyond, requests get a 503.
+        max_held_bytes: of media that are being fetched or wait to be opened, of the whole server; beyond, requests
+            get a 503.
 
     Raises:
         UsageError: a value that makes no sense, or a folder that is not there.
