@@ -79,7 +79,9 @@ def make_folder(
     for name, shape in Architecture.of(config, "test").tensors().items():
         dtype = next((kind for part, kind in (dtypes or {}).items() if part in name), torch.bfloat16)
         tensors[name] = torch.randn(shape, generator=random).to(dtype)
-    save_file({spelled(name, names): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_file(
+        {spelled(name, names): tensor for name, tensor in tensors.items()}, folder / "model.safetensors"
+    )
     return tensors
 
 

@@ -45,6 +45,7 @@ class Job:
         self._bytes = bytes
         self._resume = resume
         self._done = 0
+        self._flushed: set[Path] = set()
 
     def __enter__(self) -> Job:
         check_free(self.output)
@@ -117,6 +118,7 @@ class Job:
                 write(part)
                 make_ordinary(part)
                 _flush(part)
+                self._flushed.add(target)
                 part.rename(target)
                 _flush(target.parent)
         except BaseException:
@@ -151,7 +153,8 @@ class Job:
         for path in [self.folder, *self.folder.rglob("*")]:
             if path.is_dir():
                 path.chmod(0o777 & ~_umask())
-            _flush(path)
+            if path not in self._flushed:
+                _flush(path)
         # Behind this the folder is whole. Killed before the rename, it is made anew: nothing says what it was made of.
         (self.folder / _PLAN).unlink()
         if self.output.exists():

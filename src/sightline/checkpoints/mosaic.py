@@ -160,15 +160,6 @@ def check_whole(name: object, mosaic: Mosaic) -> None:
         )
 
 
-def uses(mosaics: Iterable[Mosaic]) -> dict[Hashable, int]:
-    """How many numbers of each source are used, in all."""
-    counts: dict[Hashable, int] = {}
-    for mosaic in mosaics:
-        for tile in mosaic.tiles:
-            counts[tile.source] = counts.get(tile.source, 0) + tile.rows * tile.columns
-    return counts
-
-
 def _same_place(tile: Tile, other: Tile) -> bool:
     return (tile.row, tile.column, tile.rows, tile.columns) == (
         other.row,

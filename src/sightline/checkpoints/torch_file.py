@@ -31,16 +31,20 @@ def read_torch_file(file: Path) -> tuple[Places, dict[tuple[str, ...], Any]]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
-        with FakeTensorMode(), torch.serialization.safe_globals(_stand_ins(file)):
-            content = torch.load(file, weights_only=True, map_location="cpu")
+        file.open("rb").close()
     except OSError as error:
         raise SightlineError(f"{file} cannot be read: {error.strerror or error}") from error
+    try:
+        with FakeTensorMode(), torch.serialization.safe_globals(_stand_ins(file)):
+            content = torch.load(file, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
+        # torch's advice stands before and behind the cause.
+        cause = str(error).partition("WeightsUnpickler error: ")[2].strip() or first_line(error)
         raise SightlineError(
-            f"{file} holds objects that only their own code can read ({first_line(error)[:120]}), so it is not "
+            f"{file} holds objects that only their own code can read ({cause.splitlines()[0][:120]}), so it is not "
             "opened; save it again with its weights alone"
         ) from error
-    except (RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError) as error:
         raise SightlineError(
             f"{file} is cut off or is not a file of torch.save: {first_line(error)[:160]}"
         ) from error

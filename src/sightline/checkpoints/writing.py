@@ -103,7 +103,6 @@ def write_safetensors(
         for tensor in ordered:
             _fill(out.fileno(), place, tensor, advance, hashed)
             place += tensor.bytes
-        os.fsync(out.fileno())
 
 
 def write_torch_file(
@@ -130,7 +129,6 @@ def write_torch_file(
     with file.open("r+b") as out:
         for keys, tensor in tensors.items():
             _fill(out.fileno(), places[keys].offset, tensor, advance, hashed=True)
-        os.fsync(out.fileno())
 
 
 def row_chunks(entry: Entry, most: int = _ROWS) -> list[tuple[int, int]]:

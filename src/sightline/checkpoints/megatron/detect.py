@@ -24,10 +24,19 @@ def layout_of(files: MegatronFiles, model: Architecture) -> Layout:
     """
     names = {place.name for place in files.entries}
     canonical = any(name.endswith("self_attention.q_proj.weight") for name in names)
+    cut = "self_attention.linear_proj.weight"
+    tensor = _ranks(files, TEXT_LAYERS, cut, model.hidden)
+    vision_tensor = _ranks(files, VISION_LAYERS, cut, model.vision_hidden)
+    if max(tensor, vision_tensor) != files.tensor_ranks:
+        raise SightlineError(
+            f"{files.folder} has {files.tensor_ranks} tensor-parallel ranks, but a model of hidden size {model.hidden} "
+            f"in the language model and {model.vision_hidden} in the tower would be cut over {tensor} and "
+            f"{vision_tensor} in its files; was it converted from another model?"
+        )
     return Layout(
         Pipeline(_stages(files, TEXT_LAYERS), _stages(files, VISION_LAYERS)),
-        tensor=_ranks(files, TEXT_LAYERS, "self_attention.linear_proj.weight", model.hidden),
-        vision_tensor=_ranks(files, VISION_LAYERS, "self_attention.linear_proj.weight", model.vision_hidden),
+        tensor=tensor,
+        vision_tensor=vision_tensor,
         canonical=canonical,
         copies_head=_HEAD in names,
     )

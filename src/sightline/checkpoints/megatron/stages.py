@@ -35,6 +35,10 @@ class Stages:
             except ValueError as error:
                 raise UsageError(f"{option} is {given!r}; write it like 12,16 or [[4,4],[4,4]]") from error
         rows: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+        if len({isinstance(row, (list, tuple)) for row in rows}) > 1:
+            raise UsageError(
+                f"{option} is {given!r}; it must hold either numbers or lists, like [[4,4],[4,4]]"
+            )
         nested = [row if isinstance(row, (list, tuple)) else [row] for row in rows]
         if not any(isinstance(row, (list, tuple)) for row in rows):
             nested = [list(rows)]
