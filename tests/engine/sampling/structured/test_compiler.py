@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -292,3 +294,43 @@ def test_a_compiler_that_was_closed_leaves_no_process() -> None:
     compiler.close()
     compiler.compile(StructuredOutputsParams(regex="ab"))
     assert all(trial._process is None for trial in compiler._all)
+
+
+ORPHAN = """
+import os, signal, sys, threading, time
+from sightline.engine.sampling.structured.trial import Trial
+trial = Trial()
+trial.compile({"kind": "regex", "value": "a", "whitespace": {}})
+print(trial._process.pid, flush=True)
+given = {"kind": "json", "value": sys.argv[1], "whitespace": {}}
+threading.Thread(target=trial.compile, args=(given, 0.8), daemon=True).start()
+time.sleep(0.4)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_a_trial_ends_though_its_engine_was_killed() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", ORPHAN, json.dumps(ENDLESS)], capture_output=True, text=True, check=False
+    )
+    process = Path("/proc") / run.stdout.strip()
+    assert process.name.isdecimal()
+    deadline = time.perf_counter() + 10
+    while process.exists() and time.perf_counter() < deadline:
+        time.sleep(0.05)
+    assert not process.exists()
+
+
+def test_a_trial_that_waits_for_a_processor_is_not_late() -> None:
+    trial = Trial()
+    try:
+        trial.compile({"kind": "regex", "value": "a", "whitespace": {}})
+        process = trial._process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        threading.Timer(0.6, process.send_signal, (signal.SIGCONT,)).start()
+        assert trial.compile({"kind": "regex", "value": "ab", "whitespace": {}}, 0.4)
+        assert trial._process is process
+    finally:
+        trial.close()

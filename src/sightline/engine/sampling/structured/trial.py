@@ -17,7 +17,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ from sightline.engine.sampling.structured.form import error_of, grammar_of, pars
 from sightline.errors import SightlineError
 
 SECONDS = 5.0
-"""A grammar that compiles for longer is refused; real schemas take milliseconds."""
+"""Of a processor's time; a grammar that compiles for longer is refused. Real schemas take milliseconds."""
 MEMORY = 2 * 1024**3
 """Bytes of address space that compiling may take."""
 _START_SECONDS = 60.0  # to import, on a machine that is busy
+# The engine goes first, so that on a busy machine a trial may get no more than this share of a processor.
+_SHARE = 4
+
+
+# What a process ends with that has used its time.
+_TIMED_OUT = -getattr(signal, "SIGPROF", 0) or None
 
 
 class TooLong(Exception):
@@ -57,7 +64,7 @@ class Trial:
         with self._busy:
             if self._process is None:
                 self._start()
-            answer = self._ask(json.dumps(source), seconds)
+            answer = self._ask(json.dumps({"seconds": seconds, **source}), seconds * _SHARE)
         if "error" in answer:
             raise ValueError(answer["error"])
         return str(answer["grammar"])
@@ -123,7 +130,7 @@ class Trial:
             timer.cancel()
         if not answer.endswith("\n"):
             self._drop()
-            raise TooLong if late.is_set() else TooLarge
+            raise TooLong if late.is_set() or process.returncode == _TIMED_OUT else TooLarge
         return dict(json.loads(answer))
 
 
@@ -134,7 +141,11 @@ def main() -> None:
 
     tokenizer = LLTokenizer("byte")
     for line in sys.stdin:
-        answer = _try(json.loads(line), tokenizer) if line.strip() else {}
+        answer = {}
+        if line.strip():
+            source = json.loads(line)
+            with _ending_after(source["seconds"]):
+                answer = _try(source, tokenizer)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
@@ -151,6 +162,20 @@ def _confine() -> None:
         with suppress(ValueError, OSError):  # macOS knows no such limit
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, hard))
     os.nice(10)  # the engine goes first
+
+
+@contextmanager
+def _ending_after(seconds: float) -> Iterator[None]:
+    """End this process where the block takes longer: perhaps no engine is left to, and only signals end the library."""
+    if not hasattr(signal, "setitimer"):  # on Windows the engine's own clock has to do
+        yield
+        return
+    limits = ((signal.ITIMER_PROF, seconds), (signal.ITIMER_REAL, 2 * _SHARE * seconds))
+    for clock, limit in limits:
+        signal.setitimer(clock, limit)
+    yield
+    for clock, _ in limits:
+        signal.setitimer(clock, 0)
 
 
 def _try(source: dict[str, Any], tokenizer: Any) -> dict[str, str]:
