@@ -134,7 +134,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def cache_folder() -> Path:
-    """Where Sightline keeps what it can get again: `SIGHTLINE_CACHE`, else `sightline` in the user's cache directory."""
+    """Where what can be had again is kept: `SIGHTLINE_CACHE`, else `sightline` in the user's cache directory."""
     chosen = os.environ.get("SIGHTLINE_CACHE")
     if chosen:
         return Path(chosen).expanduser()

@@ -67,6 +67,10 @@ ENTRIES = {
         "Measure a server under load.",
         "sightline bench serve --base-url http://127.0.0.1:8000 --max-concurrency 4",
     ),
+    "video": Entry(
+        "Video with Wan2.1: for now, choose attention kernels by measurement.",
+        "sightline video tune --shape 1x12x32760x128",
+    ),
 }
 
 # Libraries that an extra of the package brings, by the name that Python imports.
