@@ -282,6 +282,27 @@ def test_a_stuck_drive_holds_up_neither_its_request_nor_the_others(
     assert ended.wait(5)  # after its loop was closed
 
 
+@pytest.mark.parametrize("source", ["file://{folder}/a.png", "http://pics.example/a"])
+def test_a_machine_without_threads_is_busy(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def run() -> None:
+        async with Fetcher(MediaPolicy(allowed_local_paths=(tmp_path,))) as fetcher:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", start)
+                for _ in range(40):  # more than there are places
+                    with pytest.raises(RequestError, match="as much as it may") as caught:
+                        await fetcher.resolve(ask(source.format(folder=tmp_path)))
+                    assert caught.value.status == 503
+
+    asyncio.run(run())
+
+
 def test_the_system_knows_this_machine_and_is_not_believed() -> None:
     async def run() -> None:
         assert set(await SystemResolver()("localhost", 80)) <= {"127.0.0.1", "::1"}

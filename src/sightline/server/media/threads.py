@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from sightline.server.media.refusal import busy
+
 T = TypeVar("T")
 
 
@@ -23,7 +25,11 @@ class Threads:
         self._name = name
 
     async def run(self, call: Callable[[], T]) -> T:
-        """What `call` gives or raises. Cancelled, it goes on by itself and keeps its place until it ends."""
+        """What `call` gives or raises. Cancelled, it goes on by itself and keeps its place until it ends.
+
+        Raises:
+            Refused: 503, the system gives no more threads.
+        """
         await self._turns.acquire()
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[T] = loop.create_future()
@@ -45,7 +51,7 @@ class Threads:
 
         try:
             threading.Thread(target=work, name=self._name, daemon=True).start()
-        except RuntimeError:  # the system gives no more threads
+        except RuntimeError as error:
             self._turns.release()
-            raise
+            raise busy() from error
         return await waiting
