@@ -111,3 +111,10 @@ def test_long_percent_encoding_is_refused_and_short_is_read() -> None:
     assert decode_data_url("data:image/gif," + "%47%49%46" * 1000) == b"GIF" * 1000
     with pytest.raises(MediaError, match="base64"):
         decode_data_url("data:image/gif," + "%47%49%46" * 200_000)
+
+
+@pytest.mark.parametrize("url", ["data:,\ud800", "data:image/\udfff;base64,\ud800", "data:\ud800"])
+def test_half_a_surrogate_pair_in_a_data_url_is_an_error_that_can_be_sent(url: str) -> None:
+    with pytest.raises(MediaError) as caught:
+        decode_data_url(url)
+    assert str(caught.value).encode()

@@ -67,7 +67,8 @@ def describe(source: Source) -> str:
         return source.name
     if isinstance(source, str):
         if source[:5].lower() == "data:":
-            return f"the data: URL ({source[5:40].split(',')[0].split(';')[0] or 'text/plain'})"
+            kind = source[5:40].split(",")[0].split(";")[0].encode("ascii", "replace").decode()
+            return f"the data: URL ({kind or 'text/plain'})"
         return source if len(source) <= 300 else f"{source[:120]}..."
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"the medium of {len(source)} bytes"
@@ -127,14 +128,15 @@ def decode_data_url(url: str, budget: Budget = DEFAULT) -> bytes:
     base64_encoded = head.lower().endswith(";base64")
     if (len(body) * 3 // 4 if base64_encoded else len(body) // 3) > budget.max_bytes:
         raise _too_many_bytes(url, len(body) * 3 // 4, budget)
-    if not base64_encoded:
-        if len(body) > _LONGEST_PERCENT:
-            raise MediaError(f"{describe(url)} is long for percent-encoding; encode it in base64")
-        return unquote_to_bytes(body)
+    if not base64_encoded and len(body) > _LONGEST_PERCENT:
+        raise MediaError(f"{describe(url)} is long for percent-encoding; encode it in base64")
     try:
+        if not base64_encoded:
+            return unquote_to_bytes(body)
         return base64.b64decode(_base64_letters(body), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise MediaError(f"{describe(url)} is not valid base64; encode the file's bytes again") from error
+        form = "base64" if base64_encoded else "Unicode"
+        raise MediaError(f"{describe(url)} is not valid {form}; encode the file's bytes again") from error
 
 
 # Taking percent signs apart needs some 60 times the memory of a text that is full of them.

@@ -361,6 +361,13 @@ def test_a_link_swapped_in_between_check_and_opening_leads_nowhere(
             read_local(f"file://{root}/{name}", [root], 10_000)
 
 
+@pytest.mark.parametrize("name", ["\ud800", "%ED%A0%80", "%00", "a" * 300, "a/" * 3000, "%", "\udcff.png"])
+def test_a_name_that_no_file_can_have_is_no_file(name: str, tmp_path: Path) -> None:
+    for source in (f"file://{tmp_path}/{name}", f"{tmp_path}/{name}"):
+        with pytest.raises(Refused, match="does not have or may not open"):
+            read_local(source, [tmp_path], 10_000)
+
+
 def test_an_allowed_folder_may_itself_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.png").write_bytes(PNG)

@@ -42,7 +42,10 @@ def path_of(source: str) -> str:
         host, slash, path = rest[2:].partition("/")
         if host.lower() not in ("", "localhost") or not slash:
             raise no_such_file()
-        text = os.fsdecode(unquote_to_bytes(slash + path))
+        try:
+            text = os.fsdecode(unquote_to_bytes(slash + path))
+        except UnicodeError as error:  # half of a surrogate pair, which JSON may hold
+            raise no_such_file() from error
     else:
         text = source
     if not text.startswith("/") or text.startswith("//") or "\0" in text or len(text) > _LONGEST:
