@@ -277,6 +277,30 @@ def test_a_kept_stream_keeps_no_request(bench: Bench) -> None:
     assert all(stream.output.finished for stream in streams)
 
 
+def test_the_error_of_a_refused_request_keeps_none_of_it(bench: Bench) -> None:
+    held: list[weakref.ref[Any]] = []
+
+    def refuse(*given: Any, **rest: Any) -> Any:
+        pixels = Pixels()
+        held.append(weakref.ref(pixels))
+        try:
+            raise ValueError("damaged")
+        except ValueError as cause:
+            raise SightlineError("the picture is damaged") from cause
+
+    bench.preparer.prepare = refuse  # type: ignore[method-assign]
+    gc.disable()  # pixels do not wait for the collector
+    try:
+        stream = bench.engine.add([1], params(3))
+        with pytest.raises(SightlineError, match="damaged") as error:
+            stream.result(20)
+        assert isinstance(error.value.__cause__, ValueError)
+        assert bench.engine.drain(20)
+        assert [one() for one in held] == [None]
+    finally:
+        gc.enable()
+
+
 class Pixels:
     """Stands for what a request holds most of."""
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sightline.data.media import DEFAULT, Budget
 from sightline.engine.adapters import Adapters
 from sightline.engine.core import EngineCore
-from sightline.engine.errors import EngineDied, EngineFull, EngineStopped
+from sightline.engine.errors import EngineDied, EngineFull, EngineStopped, forget_frames
 from sightline.engine.inputs import read_prompt
 from sightline.engine.line import Job, Line, Result
 from sightline.engine.outputs import RequestOutput
@@ -349,6 +349,8 @@ class AsyncEngine:
         return job if job is not None and job.request is sequence.request else None
 
     def _end(self, job: Job, output: RequestOutput | None, error: BaseException | None) -> None:
+        if error is not None:
+            forget_frames(error)
         # Out of the books before its reader knows, who may ask for the same id again.
         with self._lock:
             self._jobs.pop(job.stream.id, None)

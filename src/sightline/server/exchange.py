@@ -65,10 +65,10 @@ class Exchange:
         """
         try:
             return await self.stream.opened()
-        except SightlineError as error:
-            raise self._refused(error) from error
-        except asyncio.CancelledError:
-            self.abort()
+        except BaseException as error:
+            self.abort()  # its timer too, which would keep it for minutes
+            if isinstance(error, SightlineError):
+                raise self._refused(error) from error
             raise
 
     async def finished(self) -> RequestOutput:

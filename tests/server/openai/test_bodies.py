@@ -12,6 +12,7 @@ import schemathesis
 from asking import about, wait_until_idle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -20,7 +21,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from sightline import LLM
+from sightline.server.errors import RequestError
 from sightline.server.openai.fields import ChatRequest, CompletionRequest
+from sightline.server.openai.reading import read_request
 from sightline.server.openai.unsupported import IGNORED, REFUSED
 from sightline.server.run import Address
 
@@ -69,6 +72,37 @@ def test_what_is_not_json_or_no_request_is_refused(http: httpx.Client, path: str
     if b"NaN" in body or b"Infinity" in body:
         assert response.status_code == 400
     check(response)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "values"),
+    [
+        ("/v1/completions", "prompt", b"[" + b"null," * 200_000 + b"1]"),
+        ("/v1/completions", "prompt[0]", b"[[" + b"null," * 200_000 + b"1]]"),
+        ("/v1/completions", "stop", b"[" + b"1," * 200_000 + b"1]"),
+        ("/v1/chat/completions", "messages", b"[" + b"1," * 200_000 + b"1]"),
+    ],
+)
+def test_of_many_faults_only_the_first_is_looked_at(path: str, field: str, values: bytes) -> None:
+    body = b'{"%s": %s}' % (field.partition("[")[0].encode(), values)
+    if field == "stop":
+        body = body[:-1] + b', "prompt": "a"}'
+    with pytest.raises(RequestError) as refused:
+        read_request(body, ENDPOINTS[path])
+    assert refused.value.body["error"]["param"] == f"{field}[0]"
+    cause = refused.value.__cause__
+    assert isinstance(cause, ValidationError)
+    assert cause.error_count() < 10
+
+
+@pytest.mark.parametrize("path", [*ENDPOINTS, "/tokenize", "/generate", "/infer"])
+@pytest.mark.parametrize("values", [b"1,", b"[],", b'{"a":{}},', b"[[[[1]]]],"])
+def test_bodies_of_too_many_values_are_refused_before_they_are_read(
+    http: httpx.Client, path: str, values: bytes
+) -> None:
+    response = http.post(path, content=b'{"x": [' + values * 2**19 + b"1]}")
+    assert response.status_code == 413
+    assert "values" in response.text
 
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", None])

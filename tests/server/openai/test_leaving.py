@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -16,8 +18,13 @@ from asking import about
 
 from sightline import LLM, SamplingParams
 from sightline.engine.stream import Stream
+from sightline.server.errors import RequestError
 from sightline.server.limits import Limits
+from sightline.server.openai.chat import answer
+from sightline.server.openai.fields import ChatRequest
+from sightline.server.openai.template import Template
 from sightline.server.run import Address, serve_in_background
+from sightline.server.service import Service
 
 
 def wait_until_busy(llm: LLM, requests: int = 1) -> None:
@@ -165,6 +172,35 @@ def test_a_body_that_stops_coming_is_given_up(llm: LLM) -> None:
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{"
         )
         assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_that_drips_is_given_up(llm: LLM) -> None:
+    with (
+        serve_in_background(llm, limits=Limits(body_seconds=0.5)) as address,
+        socket.create_connection((address.host, address.port), timeout=10) as slow,
+    ):
+        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n")
+        begun = time.monotonic()
+        slow.settimeout(0.1)
+        while time.monotonic() < begun + 10:
+            slow.sendall(b" ")
+            with contextlib.suppress(socket.timeout):
+                assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+                break
+        assert time.monotonic() < begun + 5
+
+
+def test_a_refused_request_leaves_no_timer(llm: LLM) -> None:
+    bad = {"messages": about("data:image/png;base64,AAAA"), "max_tokens": 1}
+
+    async def refused() -> int:
+        service = Service(llm, ["tiny"])
+        loop: Any = asyncio.get_running_loop()
+        with pytest.raises(RequestError, match="picture"):
+            await answer(service, Template(service), ChatRequest.model_validate(bad))
+        return sum(not handle.cancelled() for handle in loop._scheduled)
+
+    assert asyncio.run(refused()) == 0
 
 
 def test_a_client_that_leaves_while_it_sends_is_no_failure(

@@ -5,10 +5,26 @@ Types are strict: true is not 1, and "1" is not 1. Ranges are checked where the 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _ToFirstFault:
+    """Reading a list ends at its first fault: one told for each of a million entries would take all memory."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        assert schema["type"] == "list"
+        return {**schema, "fail_fast": True}
+
+
+_List = Annotated[list[_T], _ToFirstFault()]
 _STRICT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 _URL = {"type": "string", "description": "data:, https: or file: URL (see docs/api.md)"}
@@ -53,9 +69,9 @@ _TOOL = {
 }
 
 Messages = Annotated[
-    list[dict[str, Any]], Field(min_length=1, json_schema_extra={"items": _MESSAGE, "minItems": 1})
+    _List[dict[str, Any]], Field(min_length=1, json_schema_extra={"items": _MESSAGE, "minItems": 1})
 ]
-Tools = Annotated[list[dict[str, Any]], Field(json_schema_extra={"items": _TOOL})]
+Tools = Annotated[_List[dict[str, Any]], Field(json_schema_extra={"items": _TOOL})]
 
 
 class StreamOptions(BaseModel):
@@ -92,7 +108,7 @@ class StructuredOutputs(BaseModel):
     json_: str | dict[str, Any] | bool | None = Field(default=None, alias="json")
     json_object: bool | None = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: _List[str] | None = None
     grammar: str | None = None
     structural_tag: Any = None
     disable_any_whitespace: bool | None = None
@@ -114,7 +130,7 @@ class Request(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    stop: str | list[str] | None = None
+    stop: str | _List[str] | None = None
     seed: int | None = None
     # vLLM's
     best_of: int | None = None
@@ -123,15 +139,15 @@ class Request(BaseModel):
     repetition_penalty: float | None = None
     length_penalty: float | None = None
     min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: _List[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
     prompt_logprobs: int | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    allowed_token_ids: _List[int] | None = None
+    bad_words: _List[str] | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
     priority: int | None = None
@@ -144,7 +160,7 @@ class Request(BaseModel):
     structured_outputs: StructuredOutputs | None = None
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: _List[str] | None = None
     guided_grammar: str | None = None
 
 
@@ -173,7 +189,7 @@ class ChatRequest(Request, Templated):
 class CompletionRequest(Request):
     """`prompt` is a text, a list of them, token ids, or a list of lists of them."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | _List[str] | _List[int] | _List[_List[int]]
     logprobs: int | None = None
 
 
@@ -197,4 +213,4 @@ class DetokenizeRequest(BaseModel):
     model_config = _STRICT
 
     model: str | None = None
-    tokens: list[int]
+    tokens: _List[int]
