@@ -64,3 +64,19 @@ def denoise(
         x = x - (velocity["uncond"] + guidance * (velocity["cond"] - velocity["uncond"])) / steps
         found.append(x)
     return found
+
+
+@torch.no_grad()
+def by_hand(
+    model: Any, x: torch.Tensor, time: torch.Tensor, text: torch.Tensor, loop: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    """Wan's forward written out, with `loop(hidden_states, *arguments of a block)` in place of its block loop."""
+    rotary = model.rope(x)
+    hidden = model.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
+    embedding, modulation, text, _ = model.condition_embedder(time, text)
+    hidden = loop(hidden, text, modulation.unflatten(1, (6, -1)), rotary)
+    shift, scale = (model.scale_shift_table + embedding.unsqueeze(1)).chunk(2, dim=1)
+    hidden = model.proj_out(model.norm_out(hidden) * (1 + scale) + shift)
+    _, _, frames, height, width = x.shape
+    hidden = hidden.reshape(1, frames, height // 2, width // 2, 1, 2, 2, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return hidden.flatten(6, 7).flatten(4, 5).flatten(2, 3)

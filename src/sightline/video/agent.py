@@ -135,10 +135,10 @@ class CacheAgent:
             return call()
         if not point.computes:
             return self._stand_in(point, streams)
-        if self._block == point.part.start and point.keep:
+        if self._block == point.part.start and point.stores:
             self._entering = streams
         output = call()
-        if self._block == point.part.stop - 1 and point.keep:
+        if self._block == point.part.stop - 1 and point.stores:
             self._leave(point, output)
         return output
 
@@ -161,7 +161,7 @@ class CacheAgent:
         point.leave(returned)
 
     def _stand_in(self, point: Point, streams: Values) -> Any:
-        held = self._ordered(streams, len(point.values[-1]))
+        held = self._ordered(streams, len(point.held[-1]))
         return self._as_returned(point, point.moved(held) if self._block == point.part.start else held)
 
     def _ordered(self, streams: Values, count: int) -> Values:

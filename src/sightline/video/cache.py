@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from sightline.errors import SightlineError
 from sightline.video.plan import Plan
 from sightline.video.points import Point, SharedAttention, Values
-from sightline.video.schedule import Directive
 from sightline.video.sites import BRANCHES, Action, Kind, Site
 
-_COMPUTED = Directive(Action.COMPUTE)
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class StepCache:
@@ -100,9 +101,13 @@ class StepCache:
     def enter(self, index: int, branch: str = "cond") -> None:
         """Begin a step; `step()` is this and `leave`."""
         self._check(index, branch)
-        for part, point in self.points.items():
-            rows = self._table[branch].get(part)
-            self._set(point, rows[index] if rows else _COMPUTED, branch)
+        for part, rows in self._table[branch].items():
+            directive, point = rows[index], self.points[part]
+            point.computes = directive.action in (None, Action.COMPUTE)
+            point.stores = directive.action is Action.COMPUTE and directive.keep > 0
+            point.weights = _tensors(directive.weights)
+            held = self._held.get((branch, part), [])
+            point.held = tuple(held[len(held) - len(directive.sources) :])
         self._set_shared(index, branch)
         self._inside = (index, branch)
         self._ran[branch].append(index)
@@ -112,15 +117,15 @@ class StepCache:
         if self._inside is None:
             return
         index, branch = self._inside
-        for part, point in self.points.items():
-            rows = self._table[branch].get(part)
-            # A value that should have been stored was not: nothing may be taken from the older ones.
-            missed = point.computes and point.keep > 0 and not point.fresh
-            keep = rows[index].keep if rows else 0
-            if missed or keep == 0:
-                point.values.clear()
-            else:
-                del point.values[:-keep]
+        for part, rows in self._table[branch].items():
+            directive, point = rows[index], self.points[part]
+            held = self._held.setdefault((branch, part), [])
+            if point.value:
+                held.append(point.value)
+            elif point.stores:
+                # It did not run though it should have: nothing may be taken from what is older.
+                held.clear()
+            del held[: max(0, len(held) - directive.keep)]
         if self.shared is not None and self.shared.takes:
             self.shared.value = self.shared.input = None
         self._inside = None
@@ -129,7 +134,6 @@ class StepCache:
     def _rest(self) -> None:
         for point in self.points.values():
             point.rest()
-            point.entering = ()
         if self.shared is not None:
             self.shared.gives = self.shared.takes = False
 
@@ -160,12 +164,6 @@ class StepCache:
                     f"compute it; run every step of the plan"
                 )
 
-    def _set(self, point: Point, directive: Directive, branch: str) -> None:
-        point.values = self._held.setdefault((branch, point.part), [])
-        point.computes = directive.action in (None, Action.COMPUTE)
-        point.keep = directive.keep if directive.action is Action.COMPUTE else 0
-        point.weights, point.fresh = directive.weights, False
-
     def _set_shared(self, index: int, branch: str) -> None:
         shared = self.shared
         if shared is None:
@@ -178,3 +176,13 @@ class StepCache:
         shared.gives = both and not second
         if not shared.takes:
             shared.value = shared.input = None
+
+
+def _tensors(weights: tuple[float, ...]) -> tuple[Tensor, ...]:
+    """As tensors without dimensions, which multiply like numbers: of a number torch.compile makes a constant, and a
+    new variant of the model for each. They stay in host memory, so that nothing waits for the device."""
+    if not weights:
+        return ()
+    import torch
+
+    return tuple(torch.tensor(weight, dtype=torch.float64) for weight in weights)

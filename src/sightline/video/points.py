@@ -17,36 +17,37 @@ Values = tuple["Tensor", ...]
 class Point:
     """One part of the model in the current step and branch.
 
+    What is kept from step to step is the `StepCache`'s; in here are the fields of one step, set before it and read
+    after it, so that a compiled model has few variants: it runs and stores, runs only, or is stood in for.
+
     Attributes:
         computes: whether it runs; if not, `predicted()` takes its place.
-        keep: how many values to hold once it ran; 0 stores nothing.
-        weights: of the older values, see `Directive`.
-        values: what the branch holds, oldest first; each one tensor a stream.
-        fresh: whether this step stored a value.
+        stores: whether what it computes is kept.
+        value: what this step computed, one tensor a stream.
+        held: what earlier steps computed, oldest first, as far as this step asks for it.
+        weights: of all of `held` but the newest, see `Directive`.
     """
 
     def __init__(self, part: Site) -> None:
         self.part = part
-        self.entering: Values = ()
         self.rest()
 
     def rest(self) -> None:
         """Outside of a step: run, keep nothing."""
-        self.computes, self.keep, self.fresh = True, 0, False
-        self.weights: tuple[float, ...] = ()
-        self.values: list[Values] = []
+        self.computes, self.stores = True, False
+        self.value: Values = ()
+        self.held: tuple[Values, ...] = ()
+        self.weights: tuple[Tensor, ...] = ()
+        self.entering: Values = ()
 
     def store(self, value: Values) -> None:
-        """Hold what this step computed, as long as a later step asks for it."""
-        if self.keep > 0:
-            self.values.append(value)
-            del self.values[: -self.keep]
-            self.fresh = True
+        """Keep what this step computed, if a later step asks for it."""
+        if self.stores:
+            self.value = value
 
     def predicted(self) -> Values:
         """What stands in for computing: the newest value, moved along the polynomial through the older ones."""
-        newest = self.values[-1]
-        older = self.values[len(self.values) - 1 - len(self.weights) : -1]
+        *older, newest = self.held
         result = []
         for stream, value in enumerate(newest):
             moved = value
@@ -57,19 +58,19 @@ class Point:
 
     def enter(self, streams: Values) -> None:
         """A range of blocks that will be computed begins, with this input."""
-        if self.keep > 0:
+        if self.stores:
             self.entering = streams
 
     def leave(self, streams: Values) -> None:
         """It ends with this output: what is kept is the change."""
-        if self.keep > 0:
+        if self.stores:
             if [each.shape for each in streams] != [each.shape for each in self.entering]:
                 raise SightlineError(
                     f"{self.part} turns {_shapes(self.entering)} into {_shapes(streams)}, so its change cannot be "
                     f"kept; let the range begin where the sequence is already cut (attach the cache first, then "
                     f"what cuts the sequence)"
                 )
-            self.store(tuple(out - into for out, into in zip(streams, self.entering, strict=True)))
+            self.value = tuple(out - into for out, into in zip(streams, self.entering, strict=True))
             self.entering = ()
 
     def moved(self, streams: Values) -> Values:
