@@ -39,9 +39,9 @@ def read_torch_file(file: Path) -> tuple[Places, dict[tuple[str, ...], Any]]:
             content = torch.load(file, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         # torch's advice stands before and behind the cause.
-        cause = str(error).partition("WeightsUnpickler error: ")[2].strip() or first_line(error)
+        cause = next((line for line in str(error).splitlines() if "GLOBAL" in line), first_line(error))
         raise SightlineError(
-            f"{file} holds objects that only their own code can read ({cause.splitlines()[0][:120]}), so it is not "
+            f"{file} holds objects that only their own code can read ({cause.strip()[:120]}), so it is not "
             "opened; save it again with its weights alone"
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError) as error:

@@ -6,7 +6,7 @@ Nothing is cut there but the row of blocks; names are those of MindSpeed-MM's ch
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,37 @@ def open_wan(folder: str | Path) -> tuple[Store, int]:
             f"{folder}/config.json says num_layers {layers}, but its weights have the blocks of {len(blocks)}; "
             "download it again"
         )
+    check_complete(store, str(folder))
     return store, layers
+
+
+def check_complete(names: Iterable[str], where: str) -> None:
+    """Every block has the same tensors, and nothing of what stands before and behind them is missing.
+
+    Args:
+        names: of all tensors, as diffusers has them.
+
+    Raises:
+        SightlineError: the text names what is missing.
+    """
+    found = set(names)
+    blocks: dict[str, set[str]] = {}
+    for name in found:
+        match = _NUMBERED.fullmatch(name)
+        if match:
+            blocks.setdefault(match[1], set()).add(match[2])
+    inside = set().union(*blocks.values())
+    wanted = {f"blocks.{number}.{name}" for number in blocks for name in inside}
+    sees = any(".image_embedder." in name for name in found)
+    for name, _ in (*_BEFORE, *_BEHIND):
+        if name.endswith("pos_embed") or (".image_embedder." in name and not sees):
+            continue
+        wanted |= {f"{name}weight", f"{name}bias"} if name.endswith(".") else {name}
+    missing = sorted(wanted - found)
+    if missing:
+        raise SightlineError(
+            f"{where} lacks {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1))
+        )
 
 
 def mosaics(shapes: Mapping[str, tuple[int, ...]], layers: int, stages: Stages) -> dict[Place, Mosaic]:
@@ -147,7 +177,7 @@ def names_back(entries: Mapping[Place, Entry], stages: Stages) -> dict[str, Plac
     """diffusers' name of every tensor of a checkpoint.
 
     Raises:
-        SightlineError: a tensor that is not Wan's.
+        SightlineError: a tensor that is not Wan's, or one is missing.
     """
     found: dict[str, Place] = {}
     for place in entries:
@@ -163,6 +193,9 @@ def names_back(entries: Mapping[Place, Entry], stages: Stages) -> dict[str, Plac
         if name in found:
             raise SightlineError(f"{place} and {found[name]} are both {name}")
         found[name] = place
+    check_complete(
+        found, str(next(iter(entries.values())).file.parent.parent) if entries else "the checkpoint"
+    )
     return found
 
 
