@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -11,8 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import Response
 
 from sightline import LLM
+from sightline.data.conversation import Conversation, Message, Text
+from sightline.server import access
 from sightline.server.run import Address, serve_in_background
 
 SECRET = "the circle is purple"
@@ -132,3 +136,21 @@ def test_a_failure_tells_the_client_nothing(
     assert (answer.status_code, answer.json()["error"]["message"]) == (500, "the server failed")
     assert "x-request-id" in answer.headers
     assert caplog.text.count("secret path /x") >= 1
+
+
+def test_a_timer_that_is_left_keeps_nothing_of_its_request() -> None:
+    timers: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        access.remember(object(), Conversation([Message("user", [Text(SECRET)])]))  # type: ignore[arg-type]
+        timers.append(asyncio.get_running_loop().call_later(600, print))
+        timers[0].cancel()
+        await Response()(scope, receive, send)
+
+    async def send(message: Any) -> None:
+        pass
+
+    asyncio.run(access.Access(app)({"type": "http", "method": "GET", "path": "/", "headers": []}, None, send))  # type: ignore[arg-type]
+    record = timers[0]._context[access._current]
+    assert not record.exchanges
+    assert not record.texts

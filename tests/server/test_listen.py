@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import struct
@@ -12,9 +13,13 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from starlette.responses import Response
 
 from sightline import LLM
-from sightline.server.run import Address, serve_in_background
+from sightline.server import listen
+from sightline.server.listen import Port
+from sightline.server.run import Address, bind, serve_in_background
+from sightline.server.settings import ServeSettings
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}).encode()
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n" % len(BODY)
@@ -183,3 +188,41 @@ def test_a_client_that_reads_nothing_blocks_nobody(address: Address) -> None:
         slow.sendall(head + body)
         answer = httpx.post(f"{address.url}/chat/completions", content=BODY, timeout=30)
         assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(("pauses", "whole"), [([0.1] * 10, True), ([1.2], False)], ids=["slow", "stuck"])
+def test_a_reader_may_be_slow_but_not_stuck(
+    monkeypatch: pytest.MonkeyPatch, pauses: list[float], whole: bool
+) -> None:
+    monkeypatch.setattr(listen, "_STUCK_SECONDS", 0.3)
+    size = 24 * 2**20
+
+    def read(number: int) -> int:
+        with socket.socket() as reader:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+            reader.connect(("127.0.0.1", number))
+            reader.settimeout(10)
+            reader.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            found = 0
+            while True:
+                time.sleep(pauses.pop() if pauses else 0)
+                try:
+                    piece = reader.recv(2**18)
+                except ConnectionResetError:
+                    return found
+                if not piece:
+                    return found
+                found += len(piece)
+
+    async def serve() -> int:
+        port = Port(Response(b"a" * size), ServeSettings(model="x"), None)
+        taken = bind("127.0.0.1", 0)
+        task = asyncio.create_task(port.serve([taken]))
+        await port.listening.wait()
+        try:
+            return await asyncio.to_thread(read, taken.getsockname()[1])
+        finally:
+            port.stop()
+            await task
+
+    assert (asyncio.run(serve()) > size) is whole

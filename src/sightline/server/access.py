@@ -118,6 +118,9 @@ class Access:
                 await JSONResponse(error_body("the server failed", status=500), 500)(scope, receive, answer)
         finally:
             self._log(scope, record, status, time.perf_counter() - begun)
+            # Timers, cancelled ones too, keep the context they were made in, and with it this record.
+            record.exchanges.clear()
+            record.texts.clear()
 
     def _log(self, scope: Scope, record: Record, status: int, seconds: float) -> None:
         if not self._lines:

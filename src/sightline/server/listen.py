@@ -22,6 +22,8 @@ from sightline.server.settings import ServeSettings
 # A client that does not read what it is sent holds the end of the server up for no longer.
 _UNREAD_SECONDS = 5
 _MAX_HEADER = 64 * 2**10  # bytes
+# A client that takes nothing of what waits for it for so long is cut off.
+_STUCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,11 @@ class Port(uvicorn.Server):
 
 
 def _protocol(header_seconds: float, max_connections: int) -> type[H11Protocol]:
-    """HTTP/1.1 that waits for a header only so long, and holds only so many connections."""
+    """HTTP/1.1 that waits for a header and for a reader only so long, and holds only so many connections."""
 
     class Protocol(H11Protocol):
         _header_timer: asyncio.TimerHandle | None = None
+        _reader_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -145,8 +148,17 @@ def _protocol(header_seconds: float, max_connections: int) -> type[H11Protocol]:
             elif self._header_timer is None:
                 self._wait_for_header()  # the next request's header has begun
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._wait_for_reader()
+
+        def resume_writing(self) -> None:
+            self._stop_waiting()
+            super().resume_writing()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._drop_timer()
+            self._stop_waiting()
             super().connection_lost(exc)
 
         def _wait_for_header(self) -> None:
@@ -156,6 +168,22 @@ def _protocol(header_seconds: float, max_connections: int) -> type[H11Protocol]:
             if self._header_timer is not None:
                 self._header_timer.cancel()
                 self._header_timer = None
+
+        def _wait_for_reader(self) -> None:
+            # An answer that nobody takes keeps its memory, and its stream one of the few open requests.
+            unread = self.transport.get_write_buffer_size()
+            self._reader_timer = self.loop.call_later(_STUCK_SECONDS, self._look_at_reader, unread)
+
+        def _look_at_reader(self, unread: int) -> None:
+            if self.transport.get_write_buffer_size() < unread:
+                self._wait_for_reader()
+            else:
+                self.transport.abort()
+
+        def _stop_waiting(self) -> None:
+            if self._reader_timer is not None:
+                self._reader_timer.cancel()
+                self._reader_timer = None
 
         def _give_up(self) -> None:
             self._header_timer = None
