@@ -7,6 +7,7 @@ import contextlib
 import errno
 import socket
 import ssl
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -171,11 +172,11 @@ def _protocol(header_seconds: float, max_connections: int) -> type[H11Protocol]:
 
         def _wait_for_reader(self) -> None:
             # An answer that nobody takes keeps its memory, and its stream one of the few open requests.
-            unread = self.transport.get_write_buffer_size()
+            unread = _unread(self.transport)
             self._reader_timer = self.loop.call_later(_STUCK_SECONDS, self._look_at_reader, unread)
 
         def _look_at_reader(self, unread: int) -> None:
-            if self.transport.get_write_buffer_size() < unread:
+            if _unread(self.transport) < unread:
                 self._wait_for_reader()
             else:
                 self.transport.abort()
@@ -191,3 +192,14 @@ def _protocol(header_seconds: float, max_connections: int) -> type[H11Protocol]:
                 self.transport.close()
 
     return Protocol
+
+
+def _unread(transport: Any) -> int:
+    """Bytes that wait for a client: the transport's, and the system's, which takes new ones in large portions."""
+    told = bytes(4)
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import fcntl
+        import termios
+
+        told = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, told)
+    return int(transport.get_write_buffer_size()) + int.from_bytes(told, sys.byteorder)
