@@ -191,11 +191,12 @@ class _Check:
         count = min(problem.queries, most)
         self._rows = torch.linspace(0, problem.queries - 1, count, device=query.device).round().long()
         seen = keep[:, :, self._rows] if keep is not None and keep.shape[2] > 1 else keep
+        wide = torch.promote_types(query.dtype, torch.float32)
         with torch.no_grad():
             self._expected = reference(
-                query.index_select(self._axis, self._rows).float(),
-                key.float(),
-                value.float(),
+                query.index_select(self._axis, self._rows).to(wide),
+                key.to(wide),
+                value.to(wide),
                 seen,
                 scale,
                 problem.head_first,
@@ -217,8 +218,9 @@ class _Check:
 
 
 def _errors(given: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
-    lengths = (given.float() - expected.float()).norm(dim=-1)
-    usual = expected.float().norm(dim=-1).square().mean().sqrt()
+    wide = torch.promote_types(expected.dtype, torch.float32)
+    lengths = (given.to(wide) - expected.to(wide)).norm(dim=-1)
+    usual = expected.to(wide).norm(dim=-1).square().mean().sqrt()
     return float(lengths.square().mean().sqrt() / usual), float(lengths.max() / usual)
 
 
