@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 from sightline import LLM, SamplingParams
 from sightline.data.conversation import Conversation, Image, Message, Text
 from sightline.server.errors import RequestError
+from sightline.server.exchange import Exchange
 from sightline.server.service import Service
 
 
@@ -70,3 +71,28 @@ def test_the_engine_keeps_no_file_of_a_prepared_request(served_llm: LLM) -> None
         assert (await exchange.stream.finished()).prompt_token_ids
 
     asyncio.run(run())
+
+
+def test_settings_that_forbid_every_token_are_the_clients_fault(
+    served_llm: LLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = SamplingParams(max_tokens=3, structured_outputs={"choice": ["a"]}, allowed_token_ids=[9])
+
+    async def run() -> None:
+        for read in (finished, deltas):
+            exchange = await Service(served_llm, ["tiny"]).submit(ask("what?"), params)
+            with pytest.raises(RequestError, match="no token may come next") as caught:
+                await read(exchange)
+            assert caught.value.status == 400
+
+    asyncio.run(run())
+    assert caplog.text == ""  # nothing that an operator could do
+
+
+async def finished(exchange: Exchange) -> None:
+    await exchange.finished()
+
+
+async def deltas(exchange: Exchange) -> None:
+    async for _ in exchange.deltas():
+        pass

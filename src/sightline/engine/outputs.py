@@ -79,6 +79,7 @@ class RequestOutput:
         num_cached_tokens: tokens of the prompt whose keys and values were in the cache already.
         vision_tokens: how many of the prompt's tokens stand for images and videos.
         error: what went wrong while it was computed, one sentence; its answers then end with "error".
+        forbidden: the request's own settings left no token to choose, which is the error.
     """
 
     request_id: str
@@ -90,6 +91,7 @@ class RequestOutput:
     vision_tokens: int = 0
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     error: str | None = None
+    forbidden: bool = False
 
     @property
     def finished(self) -> bool:

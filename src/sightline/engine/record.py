@@ -63,6 +63,7 @@ class Record:
             vision_tokens=sum(medium.tokens for medium in request.media),
             metrics=self.metrics(),
             error=request.error,
+            forbidden=any(sequence.answer.forbidden for sequence in request.sequences),
         )
 
     def metrics(self) -> RequestMetrics:

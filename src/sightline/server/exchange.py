@@ -119,6 +119,8 @@ class Exchange:
         return RequestError(message, status=504, code="timeout")
 
     def _check(self, output: RequestOutput) -> None:
+        if output.error is not None and output.forbidden:
+            raise RequestError(output.error)
         if output.error is not None:
             log.error("answering request %s failed: %s", output.request_id, output.error)
             raise RequestError(FAILED, status=500)

@@ -31,6 +31,7 @@ class Answer:
         rules: what its past and its settings say about the next token.
         draws: its random numbers.
         error: why there could be no further token; `finish_reason` is "error" then.
+        forbidden: its own settings are why.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Answer:
     ) -> None:
         self.params = params
         self.error: str | None = None
+        self.forbidden = False
         self.text = Detokenizer(
             tokenizer,
             stops=params.stops,
@@ -84,7 +86,7 @@ class Answer:
     def accept(self, choice: Choice) -> bool:
         """Take one chosen token, and see whether it ends the answer. Returns whether the answer goes on."""
         if choice.fault is not None:
-            self.error = choice.fault
+            self.error, self.forbidden = choice.fault, choice.forbidden
             self.finish("error")
             return False
         self._output.token_ids.append(choice.token)

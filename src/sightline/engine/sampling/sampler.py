@@ -32,12 +32,14 @@ class Choice:
         logprob: of the token, where the answer asks for logprobs.
         top: by id, the token and then the most likely ones, as many as were asked for.
         fault: why there is no token: one sentence.
+        forbidden: the answer's own settings are why.
     """
 
     token: int
     logprob: float | None = None
     top: dict[int, Logprob] | None = None
     fault: str | None = None
+    forbidden: bool = False
 
 
 class Sampler:
@@ -87,7 +89,7 @@ class Sampler:
             end = start + 1 + len(drafts)
             used = _agreeing(tokens[start:end], drafts)
             choices = [
-                Choice(token, fault=_fault(peak, logits.dtype, answer))
+                Choice(token, fault=_fault(peak, logits.dtype, answer), forbidden=peak == -torch.inf)
                 for token, peak in zip(tokens[start : start + used], peaks[start : start + used], strict=True)
             ]
             choices = _up_to_fault(choices)
