@@ -114,8 +114,8 @@ def _entry(file: Path, keys: tuple[str, ...], tensor: Any) -> Entry:
 
 
 def prepare() -> None:
-    """Import what reading and writing such files needs, which takes seconds: before progress is shown."""
-    import torch._subclasses.fake_tensor  # noqa: F401
+    """Let torch import what its first fake tensor needs, which takes seconds: before progress is shown."""
+    _faked(("U8", (1,)))
 
 
 def reserve_torch_file(file: Path, content: Mapping[str, Any]) -> Places:
@@ -125,11 +125,9 @@ def reserve_torch_file(file: Path, content: Mapping[str, Any]) -> Places:
         content: nested; a tensor is given as (dtype of safetensors, shape).
     """
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.serialization import skip_data
 
-    with FakeTensorMode():
-        fake = _faked(content)
+    fake = _faked(content)
     with skip_data(materialize_fake_tensors=True):
         torch.save(fake, file)
     places, _ = read_torch_file(file)
@@ -137,11 +135,17 @@ def reserve_torch_file(file: Path, content: Mapping[str, Any]) -> Places:
 
 
 def _faked(content: Any) -> Any:
+    """The same with a fake tensor for each description of one."""
     import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    if isinstance(content, Mapping):
-        return {key: _faked(value) for key, value in content.items()}
-    if isinstance(content, tuple):
-        dtype, shape = content
-        return torch.empty(shape, dtype=torch_dtype(dtype))
-    return content
+    def made(inside: Any) -> Any:
+        if isinstance(inside, Mapping):
+            return {key: made(value) for key, value in inside.items()}
+        if isinstance(inside, tuple):
+            dtype, shape = inside
+            return torch.empty(shape, dtype=torch_dtype(dtype))
+        return inside
+
+    with FakeTensorMode():
+        return made(content)
