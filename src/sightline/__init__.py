@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 # Where the package's own names live. They are imported when they are asked for, so that importing the package
 # costs nothing and the command line's help needs no torch.
 _HOMES = {
+    "CacheAgent": "sightline.video.agent",
+    "CacheConfig": "sightline.video.config",
     "LLM": "sightline.engine.llm",
     "LoRARequest": "sightline.engine.adapters",
     "SamplingParams": "sightline.engine.sampling.params",
@@ -19,6 +21,8 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "CacheAgent",
+    "CacheConfig",
     "LoRARequest",
     "SamplingParams",
     "StructuredOutputsParams",
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from sightline.engine.llm import LLM
     from sightline.engine.sampling.params import SamplingParams
     from sightline.engine.sampling.structured.params import StructuredOutputsParams
+    from sightline.video.agent import CacheAgent
+    from sightline.video.config import CacheConfig
 
 
 def __getattr__(name: str) -> Any:
