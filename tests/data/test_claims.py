@@ -394,6 +394,18 @@ def test_decoding_a_clip_ends_when_its_time_is_over(source: Any) -> None:
     assert 0 < len(seen) <= 4
 
 
+def test_what_few_people_look_after_is_not_decoded() -> None:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="avi") as output:
+        stream = output.add_stream("zmbv", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
+        for _ in range(4):
+            output.mux(stream.encode(av.VideoFrame(64, 48, "bgr0")))
+        output.mux(stream.encode(None))
+    with pytest.raises(MediaError, match="is encoded in zmbv, which is not decoded"):
+        load_video(buffer.getvalue(), budget=BUDGET)
+
+
 def test_a_stream_that_grows_on_the_way_is_refused_there() -> None:
     small, large = clip("avi", frames=4, size=(64, 48)), clip("avi", frames=4, size=(640, 480))
     other = large.find(b"00dc", large.find(b"movi"))

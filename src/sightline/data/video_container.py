@@ -29,6 +29,14 @@ from sightline.data.structure import mp4_rotation
 _PROTOCOLS = "none"  # those by which a demuxer may open something else
 # One reader for each kind, lest a file that was looked at as one is read as another, whose tables nobody looked at.
 _DEMUXERS = {"mp4": "mov,mp4,m4a,3gp,3g2,mj2", "avi": "avi", "wmv": "asf", "mkv": "matroska,webm"}
+# Decoders of the pictures that cameras, browsers and editors write. FFmpeg has hundreds, for old games too, which few
+# people look after; sound is never decoded.
+_CODECS = (
+    *("h264", "hevc", "libdav1d", "libaom-av1", "av1", "vp9", "libvpx-vp9", "vp8", "libvpx", "theora"),
+    *("mpeg4", "mpeg2video", "mpeg1video", "h263", "flv", "msmpeg4v1", "msmpeg4v2", "msmpeg4"),
+    *("wmv1", "wmv2", "wmv3", "vc1", "mjpeg", "prores", "dnxhd", "dvvideo", "ffv1", "huffyuv", "ffvhuff"),
+    *("utvideo", "rawvideo", "png", "svq3", "cinepak"),
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,12 @@ def container_of(source: Source, budget: Budget) -> Iterator[tuple[Any, Any]]:
                     f"{describe(source)} has no picture track we can decode; use {VIDEO_FORMATS}",
                     "unsupported",
                 )
+            if stream.codec_context.codec.name not in _CODECS:
+                raise MediaError(
+                    f"{describe(source)} is encoded in {stream.codec_context.codec.name}, which is not decoded; "
+                    "convert it to H.264",
+                    "unsupported",
+                )
             yield container, stream
 
 
@@ -90,6 +104,7 @@ def _options(kind: str, budget: Budget) -> dict[str, str]:
     return {
         "format_whitelist": _DEMUXERS[kind],
         "protocol_whitelist": _PROTOCOLS,
+        "codec_whitelist": ",".join(_CODECS),
         # FFmpeg decodes a frame to learn what the header leaves open. Somewhat too large ones are let through
         # here, so that `header_of` can say how large they are.
         "max_pixels": str(max(4 * budget.max_pixels, 2**22)),
