@@ -200,6 +200,10 @@ def _check(video: Tensor, reference: Tensor, smallest: int) -> None:
     _check_shapes(video, reference)
     if video.ndim != 4 or not len(video):
         raise SightlineError(f"a video must be [frames, channels, height, width], not {tuple(video.shape)}")
+    if video.shape[1] not in (1, 3):
+        raise SightlineError(
+            f"a video has 1 or 3 channels, not {video.shape[1]}; give [frames, channels, height, width]"
+        )
     if min(video.shape[2:]) < smallest:
         raise SightlineError(
             f"frames of {video.shape[3]}x{video.shape[2]} are too small to compare; this needs {smallest} pixels a side"

@@ -42,6 +42,11 @@ class Evidence:
     fidelity: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, kind, form in (("prompts", str, "texts"), ("seeds", int, "whole numbers")):
+            if not all(type(value) is kind for value in getattr(self, name)):
+                raise UsageError(f"{name} of the evidence must be {form}, not {list(getattr(self, name))!r}")
+        if not isinstance(self.fidelity, Mapping):
+            raise UsageError(f"fidelity of the evidence must be an object, not {self.fidelity!r}")
         numbers = {"seconds": self.seconds, "seconds_exact": self.seconds_exact, **self.fidelity}
         for name, value in numbers.items():
             if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
@@ -74,6 +79,8 @@ class Plan:
     evidence: Evidence = field(default_factory=Evidence)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise UsageError(f"name must be a text, not {self.name!r}")
         if type(self.order) is not int or not 1 <= self.order <= MOST_ORDER:
             raise UsageError(f"order must be a whole number from 1 to {MOST_ORDER}, not {self.order!r}")
         self._check_times()
