@@ -81,7 +81,7 @@ class Update:
 
         assert term.magnitude is not None
         if not term.turned:
-            return (term.magnitude / summed.norm(dim=1)).unsqueeze(1)
+            return (term.magnitude[first:last] / summed.norm(dim=1)).unsqueeze(1)
         if self._factors is None:
             squares = torch.zeros(summed.shape[1], device=summed.device, dtype=summed.dtype)
             for start in range(0, self._count, _ROWS):
