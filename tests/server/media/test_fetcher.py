@@ -149,6 +149,31 @@ def test_too_many_media_are_refused_before_any_is_fetched() -> None:
     assert net.dialed == []
 
 
+def test_many_addresses_hold_nobody_up() -> None:
+    async def shown(fetcher: Fetcher, count: int) -> int:
+        hosts = ["http://" + "é" * 40 + f"{number}.example/" for number in range(count)]
+        ended, ticks = asyncio.Event(), 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while not ended.is_set():
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticking = asyncio.ensure_future(tick())
+        with pytest.raises(RequestError, match=r"four decimal numbers|more than 1024 pictures"):
+            await fetcher.resolve(Conversation([Message("user", [Video((*hosts, "http://127.1/"))])]))
+        ended.set()
+        await ticking
+        return ticks
+
+    net = Net()
+    assert play(net, lambda fetcher: shown(fetcher, 1000)) > 50
+    assert net.dialed == []
+    play(net, lambda fetcher: shown(fetcher, 1100))
+    assert net.asked == []
+
+
 def test_all_media_together_are_bounded_while_they_come() -> None:
     net = Net(routes={f"/{i}": answer(PNG + bytes(1000)) for i in range(8)})
     with pytest.raises(RequestError, match="over the 5,000 bytes allowed"):

@@ -28,6 +28,10 @@ from sightline.server.media.threads import Threads
 from sightline.server.media.urls import WebAddress, parse_url
 from sightline.server.media.web import WebClient, check_kind
 
+# Sources of a request, of which pictures that stand for a clip's frames may be many.
+_MOST_FETCHES = 1024
+_AT_A_STRETCH = 16
+
 Where = Callable[[int, int, Part], str]
 
 
@@ -98,7 +102,7 @@ class Fetcher:
             RequestError: 400 for what the policy refuses, 422 for a host that fails, 503 where too much is being
                 fetched already. Its param names the field.
         """
-        tasks, total = self._plan(conversation, plain_paths, where)
+        tasks, total = await self._plan(conversation, plain_paths, where)
         with self._account(total) as take:
             yield _filled(conversation, await self._all(tasks, take)) if tasks else conversation
 
@@ -109,7 +113,9 @@ class Fetcher:
         async with self.resolved(conversation, plain_paths=plain_paths, where=where) as found:
             return found
 
-    def _plan(self, conversation: Conversation, plain_paths: bool, where: Where) -> tuple[list[_Task], int]:
+    async def _plan(
+        self, conversation: Conversation, plain_paths: bool, where: Where
+    ) -> tuple[list[_Task], int]:
         """What is to be fetched, and the bytes that the request brings itself. Nothing is opened yet."""
         if len(conversation.images) + len(conversation.videos) > self.policy.max_media:
             raise RequestError(
@@ -132,6 +138,13 @@ class Fetcher:
                     total += self._data_size(source, total)
                 elif (source, kind) not in tasks:
                     tasks[source, kind] = self._task(source, kind, field, plain_paths)
+            if len(tasks) > _MOST_FETCHES:
+                raise RequestError(
+                    f"messages name more than {_MOST_FETCHES} pictures and videos to fetch; send fewer",
+                    param="messages",
+                )
+            if len(tasks) % _AT_A_STRETCH == 0:
+                await asyncio.sleep(0)  # a host's name in another script takes a millisecond
         return list(tasks.values()), total
 
     def _data_size(self, source: str, before: int) -> int:
