@@ -32,7 +32,6 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[On]:
 
 def _forget() -> None:
     forms._chosen.cache_clear()
-    forms._compiled.cache_clear()
     varlen._chosen.cache_clear()
     dense_attention.forget()
 
@@ -54,7 +53,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, pretend: On) -> list[str]:
 
     def compile(function: Callable[..., torch.Tensor], **options: bool) -> Callable[..., torch.Tensor]:
         names.append(function.__name__)
-        return partial(real, backend="eager")(function, **options)
+        return partial(real, backend="eager", fullgraph=True)(function, **options)
 
     monkeypatch.setattr(torch, "compile", compile)
     pretend("cuda")

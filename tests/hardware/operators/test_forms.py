@@ -72,3 +72,11 @@ def test_a_compiled_model_takes_the_definition_into_its_graph(
     x = torch.randn(4, 48)
     torch.testing.assert_close(model(x), rms_norm(x, fused=False) + 1)
     assert torch_npu.calls == []
+
+
+def test_torch_counts_recompilations_for_each_set_of_options_alone(compiled: list[str]) -> None:
+    """More sets of options than torch compiles one function for."""
+    x = torch.randn(4, 48)
+    for number in range(12):
+        eps = 10.0**-number
+        torch.testing.assert_close(rms_norm(x, eps=eps), rms_norm(x, eps=eps, fused=False))

@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -74,9 +75,14 @@ def _chosen(
     return operator.plain
 
 
-@functools.lru_cache(maxsize=64)
-def _compiled(plain: Form) -> Form:
-    compiled: Form = torch.compile(plain, dynamic=True, fullgraph=True)
+def _compiled(plain: Any) -> Form:
+    """The definition fused by torch.compile, under a code object of its own.
+
+    torch counts recompilations by code object and gives up after a few; here every dtype and set of options has its
+    own count.
+    """
+    own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None, plain.__closure__)
+    compiled: Form = torch.compile(own, dynamic=True)
     return compiled
 
 

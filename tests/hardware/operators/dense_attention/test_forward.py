@@ -14,7 +14,14 @@ import torch
 from npu_dense_operators import DenseTorchNpu
 
 from sightline.errors import UsageError
-from sightline.hardware.operators.dense_attention import attention_forward, choice, forget, measurements
+from sightline.hardware.operators.dense_attention import (
+    attention_forward,
+    choice,
+    forget,
+    measurements,
+    reference,
+    torch_forms,
+)
 from sightline.hardware.operators.dense_attention.measure import Measurement, Trial
 
 CPU = torch.device("cpu")
@@ -102,6 +109,18 @@ def test_true_keeps_and_a_row_that_keeps_nothing_is_zero(op_type: str, name: str
             mixed = attention_forward(*tensors, attn_mask=given, opt_mode="manual", op_type=op_type)
             torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=2e-6)
             assert torch.equal(mixed == 0, expected == 0)
+
+
+@pytest.mark.parametrize("op_type", ["chunked", "reference"])
+def test_parts_of_the_queries_are_put_together_again(op_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_forms, "_SCORES", 1)
+    monkeypatch.setattr(torch_forms, "_LEAST_ROWS", 9)
+    monkeypatch.setattr(reference, "_SCORES", 9 * 2 * 4 * 33)
+    for mask in (None, *masks().values()):
+        tensors = drawn(kv_heads=2)
+        expected = in_float64(*tensors, None if mask is None else full(mask))
+        given = attention_forward(*tensors, attn_mask=mask, opt_mode="manual", op_type=op_type)
+        torch.testing.assert_close(given.double(), expected, rtol=0, atol=2e-6)
 
 
 def test_the_scale_is_that_of_the_head_size_unless_given() -> None:

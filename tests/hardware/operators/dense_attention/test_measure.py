@@ -63,6 +63,12 @@ def test_a_wrong_form_is_not_timed(what: str) -> None:
     assert "differs from the definition" in str(trial.reason)
 
 
+def test_one_row_among_very_many_is_enough() -> None:
+    many = Problem(1, 4, 4, 4000, 8, 16, "bf16")
+    assert only(_sdpa, many).reason is None
+    assert "in the worst row" in str(only(unwritten, many).reason)
+
+
 def test_a_row_beyond_those_held_against_the_definition_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHECKED", 5 * 2 * 4 * 30)  # five queries: 0, 10, 20, 29, 39
     forms = [Form("right", "BNSD", _sdpa), Form("wrong", "BNSD", unwritten)]

@@ -41,6 +41,7 @@ def environment(device: torch.device, kind: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
+        "cann": getattr(torch.version, "cann", None),
         **versions,
     }
     if kind == "cpu":
