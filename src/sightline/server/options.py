@@ -267,7 +267,12 @@ class LimitOptions(_Group):
         64, "Requests that are read, wait or are answered; one more gets 503.", ge=1, le=65535
     )
     max_body: Size = option(64 * MIB, "Bytes of a request's body.", ge=1024, le=4 * GIB, size=True)
-    body_seconds: Seconds = option(10.0, "Between two pieces of a body.")
+    body_seconds: Seconds = option(
+        10.0, "Between two pieces of a body; after as long it must have come at 32 KiB a second."
+    )
+    max_values: int = option(
+        2**19, "Values of a body, as its commas and brackets tell; each costs time and memory.", ge=1
+    )
     max_messages: int = option(1024, "Messages of a conversation.", ge=1)
     max_prompt_chars: int = option(4 * MIB, "Characters of all texts of a request.", ge=1)
     max_prompt_tokens: int | None = option(

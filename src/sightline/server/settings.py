@@ -82,7 +82,11 @@ class ServeSettings(
                 raise ValueError(f"cors_origin {origin!r} is not a site; write https://example.com or *")
         if not all(self.api_key):
             raise ValueError("an api_key is empty; leave it out to ask for none")
-        _ = self.adapters
+        for name in self.adapters:
+            if name in self.names:
+                raise ValueError(
+                    f"adapter {name!r} is called as the model is; write another name, NAME=FOLDER"
+                )
         return self
 
     def _check_tls(self, prefix: str) -> None:

@@ -78,6 +78,11 @@ def test_every_option_is_described() -> None:
         ({"cors_origin": "https://example.com/"}, "write https://example.com or *"),
         ({"adapter": ["a=x", "a=y"]}, "two adapters are called 'a'"),
         ({"adapter": "=x"}, "is not NAME=FOLDER"),
+        ({"adapter": "m=x"}, "adapter 'm' is called as the model is"),
+        (
+            {"adapter": "runs/cat", "served_model_name": ["dog", "cat"]},
+            "adapter 'cat' is called as the model",
+        ),
         ({"api_key": ""}, "an api_key is empty"),
         ({"tensor_parallel_size": 2}, "--tensor-parallel-size must be 1, not 2"),
     ],

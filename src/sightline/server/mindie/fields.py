@@ -67,7 +67,7 @@ class Field:
         if self.least is not None:
             words.append(f"{'above' if self.above else 'at least'} {self.least:g}")
         if self.most is not None:
-            words.append(f"{'below' if self.below else 'at most'} {self.most:.19g}")
+            words.append(f"{'below' if self.below else 'at most'} {self.most}")
         text = " and ".join(words)
         return text if self.also is None else f"{self.also}, or {text}"
 
