@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +34,12 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows at a time: tensors end in the middle of a chunk, and chunks in the middle of a tensor."""
     chunks = writing.row_chunks
     monkeypatch.setattr(writing, "row_chunks", lambda entry, most=1500: chunks(entry, most))
     monkeypatch.setattr(writing, "CHUNK", 777)
     monkeypatch.setattr(update, "_ROWS", 7)
-    yield
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +80,7 @@ def assert_near(folder: Path, expected: dict[str, torch.Tensor], tolerance: floa
     store = Store(folder)
     for name in store:
         found, theirs = store.get(name).float(), expected[canonical(name)].float()
-        torch.testing.assert_close(
-            found, theirs, atol=tolerance, rtol=tolerance, msg=lambda text: f"{name}: {text}"
-        )
+        assert torch.allclose(found, theirs, atol=tolerance, rtol=tolerance), name
 
 
 @pytest.mark.parametrize("tied", [False, True])

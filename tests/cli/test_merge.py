@@ -66,3 +66,37 @@ def test_failures(
         assert words in errors
         assert "Traceback" not in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_several_with_weights_then_checked(
+    adapter: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    both = (
+        "--model",
+        tiny_folder,
+        "--adapter",
+        adapter,
+        "--adapter",
+        adapter,
+        "--weight",
+        "0.5",
+        "--weight",
+        "0.25",
+    )
+    assert call(*both, "-o", out, "--dry-run") == 0
+    assert "would hold 2 tensors summed" in capsys.readouterr().out
+    assert not out.exists()
+    assert call(*both, "-o", out, "--device", "cpu") == 0
+    capsys.readouterr()
+    assert call(*both, "--check", out) == 0
+    assert "differs from base + adapter by at most" in capsys.readouterr().out
+    assert call(*both, "--check", out, "--json") == 0
+    proof = json.loads(capsys.readouterr().out)
+    assert proof["largest_difference"] < 1e-3 < proof["adapter_moved"]
+    assert call("--model", tiny_folder, "--adapter", adapter, "--check", tiny_folder) == 1
+    assert "hardly more like base + adapter" in capsys.readouterr().err
+    assert call(*both, "--check", out, "-o", tmp_path / "other") == 2
+    assert "leave -o out" in capsys.readouterr().err
+    assert call(*both[:-2], "-o", tmp_path / "other") == 2
+    assert "2 adapters have 1 weights" in capsys.readouterr().err

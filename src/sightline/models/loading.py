@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from sightline.checkpoints.store import Store
 from sightline.data.vision_spec import VisionSpec
 from sightline.errors import SightlineError, UsageError, first_line
-from sightline.files import read_object
 from sightline.hardware.accelerator import Accelerator, dtype_from_name, find
 from sightline.hardware.host_memory import keep_freed_memory
 from sightline.hardware.out_of_memory import explained
@@ -222,26 +222,12 @@ def _report_kept(kept: list[str]) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """Every shard that the index names must be there.
+    """Every shard that the index names must be there and whole; only headers are read.
 
     Raises:
-        SightlineError: no weights, or shards missing.
+        SightlineError: no weights, shards missing or cut off.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            shards = set(read_object(index)["weight_map"].values())
-        except (KeyError, TypeError, AttributeError) as error:
-            raise SightlineError(
-                f'{index} has no "weight_map" that says which file holds which tensor'
-            ) from error
-        missing = sorted(name for name in shards if not (folder / name).exists())
-        if missing:
-            raise SightlineError(
-                f"{folder} lacks {len(missing)} of {len(shards)} weight files, first {missing[0]}; copy them again"
-            )
-    elif not (folder / "model.safetensors").exists():
-        raise SightlineError(f"{folder} holds no model.safetensors and no model.safetensors.index.json")
+    Store(folder)
 
 
 def _with_adapter(module: Any, adapter: Path) -> Any:
