@@ -35,14 +35,16 @@ class Exchange:
         model: what the client called the model, and answers shall.
     """
 
-    def __init__(self, stream: Stream, model: str, seconds: float | None = None) -> None:
-        """`seconds` from now on the request is ended where it stands."""
+    def __init__(
+        self, stream: Stream, model: str, seconds: float | None = None, *, spent: float = 0.0
+    ) -> None:
+        """`seconds` after its arrival, of which `spent` are over, the request is ended where it stands."""
         self.stream = stream
         self.model = model
         self._seconds = seconds
         self._expired = False
         loop = asyncio.get_running_loop()
-        self._timer = None if seconds is None else loop.call_later(seconds, self._expire)
+        self._timer = None if seconds is None else loop.call_later(seconds - spent, self._expire)
 
     @property
     def output(self) -> RequestOutput:
@@ -110,13 +112,7 @@ class Exchange:
             self.stream.abort()
 
     def _refused(self, error: SightlineError) -> RequestError:
-        return self._late() if self._expired else refusal(error)
-
-    def _late(self) -> RequestError:
-        message = (
-            f"the answer took longer than {self._seconds:g} s; ask for less, or give the server more time"
-        )
-        return RequestError(message, status=504, code="timeout")
+        return late(self._seconds) if self._expired else refusal(error)
 
     def _check(self, output: RequestOutput) -> None:
         if output.error is not None and output.forbidden:
@@ -125,7 +121,13 @@ class Exchange:
             log.error("answering request %s failed: %s", output.request_id, output.error)
             raise RequestError(FAILED, status=500)
         if any(answer.finish_reason == "abort" for answer in output.outputs):
-            raise self._late() if self._expired else RequestError(STOPPING, status=503)
+            raise late(self._seconds) if self._expired else RequestError(STOPPING, status=503)
+
+
+def late(seconds: float | None) -> RequestError:
+    """That a request's time is up."""
+    message = f"the answer took longer than {seconds:g} s; ask for less, or give the server more time"
+    return RequestError(message, status=504, code="timeout")
 
 
 class Events(StreamingResponse):

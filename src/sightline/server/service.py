@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from sightline.engine.llm import LLM
 from sightline.engine.sampling.params import SamplingParams
 from sightline.server import access
 from sightline.server.errors import RequestError
-from sightline.server.exchange import Exchange
+from sightline.server.exchange import Exchange, late
 from sightline.server.limits import Limits
 from sightline.server.names import Names
 from sightline.server.worker import Worker
@@ -75,7 +75,8 @@ class Service:
         # Text and media are read at memory's speed; each value takes a Python object, and no other request moves.
         if sum(map(body.count, b",[{")) > limits.max_values:
             raise RequestError(
-                f"the body holds more than {limits.max_values:,} values; send fewer, or shorter texts", status=413
+                f"the body holds more than {limits.max_values:,} values; send fewer, or shorter texts",
+                status=413,
             )
         return bytes(body)
 
@@ -123,19 +124,27 @@ class Service:
                 given=given,
                 fetch_seconds=fetched,
             )
-            exchange = Exchange(stream, served.name, limits.request_seconds)
+            exchange = Exchange(stream, served.name, limits.request_seconds, spent=fetched)
             access.remember(exchange, conversation)
             await exchange.opened()
         return exchange
 
-    def _with_media(
+    @asynccontextmanager
+    async def _with_media(
         self, conversation: Conversation, where: Callable[[int, int, Part], str] | None
-    ) -> AbstractAsyncContextManager[Conversation]:
+    ) -> AsyncIterator[Conversation]:
         if self.fetcher is None or not (conversation.images or conversation.videos):
-            return nullcontext(conversation)
+            yield conversation
+            return
         options = {} if where is None else {"where": where}
-        found: AbstractAsyncContextManager[Conversation] = self.fetcher.resolved(conversation, **options)
-        return found
+        seconds = self.limits.request_seconds
+        async with AsyncExitStack() as stack:
+            entered = stack.enter_async_context(self.fetcher.resolved(conversation, **options))
+            try:
+                found: Conversation = await asyncio.wait_for(entered, seconds)
+            except asyncio.TimeoutError as error:
+                raise late(seconds) from error
+            yield found
 
     def control_token(self, text: str) -> str | None:
         """The first of the model's control tokens that a text holds."""
