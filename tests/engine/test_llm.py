@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,37 @@ def test_the_example_of_vllm_users(tiny_folder: Path) -> None:
     assert outputs[0].vision_tokens == 4
     assert outputs[0].metrics.time_to_first_token > outputs[0].metrics.preprocess > 0
     assert llm.chat(messages, sampling_params)[0].prompt_token_ids == outputs[0].prompt_token_ids
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_a_text_that_is_far_too_long_is_refused_by_its_beginning(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    lengths: list[int] = []
+    preparer: Any = llm.engine._preparer
+    tokenizer = preparer._model.tokenizer
+
+    def watched(text: Any, *given: Any, **options: Any) -> Any:
+        lengths.append(len(text) if isinstance(text, str) else sum(map(len, text)))
+        return tokenizer(text, *given, **options)
+
+    monkeypatch.setattr(preparer, "_model", SimpleNamespace(tokenizer=watched))
+    text = "a1 " * 1_000_000
+    prompt: Any = text if kind == "text" else read_messages([{"role": "user", "content": text}])
+    with pytest.raises(UsageError, match=f"many more than the {llm.max_model_len} tokens"):
+        llm.engine.add(prompt, SamplingParams(max_tokens=1)).result(60)
+    assert lengths == [8 * llm.max_model_len]
+
+
+def test_a_long_text_of_few_tokens_is_no_long_prompt(tiny_folder: Path) -> None:
+    llm = LLM(tiny_folder, dtype="fp32", device="cpu", max_model_len=64)
+    word = max(llm.get_tokenizer().get_added_vocab(), key=len)
+    assert len(word) > 8 * 64 / 63
+    outputs = llm.generate(word * 63, SamplingParams(max_tokens=1))
+    assert len(outputs[0].prompt_token_ids) == 63
+    with pytest.raises(UsageError, match="64 tokens"):
+        llm.generate(word * 64, SamplingParams(max_tokens=1))
+    llm.close()
 
 
 def test_a_seed_gives_the_same_answer_whatever_runs_beside_it(llm: LLM) -> None:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 # Between the seeds of the answers to one prompt: the next prompt's seed is one higher.
 _SEED_STEP = 1_000_000_007
+# Characters of a text, for each token that it may have, by which it is first seen whether it is far too long.
+_GLANCE = 8
+# Tokens that the cut behind these characters may add.
+_CUT = 64
 
 
 class Preparer:
@@ -113,6 +117,7 @@ class Preparer:
         begun = time.perf_counter()
         number = next(self._numbers) if number is None else number
         self.check(prompt, params)
+        self._check_length(prompt, min(max_prompt_tokens or self.max_model_len, self.max_model_len))
         if grammar is None and params.structured_outputs is not None:
             grammar = self.grammars.compile(params.structured_outputs)
         ready = self._media_of(adapter).prepare(prompt, budget)
@@ -165,6 +170,21 @@ class Preparer:
     def cache_use(self) -> CacheUse:
         cache = self._media.cache
         return CacheUse(cache.hits + cache.misses, cache.hits, cache.bytes)
+
+    def _check_length(self, prompt: Prompt, most: int) -> None:
+        """What is far too long is refused by its beginning: to tokenise millions of characters takes seconds, in which
+        no other request gets a token."""
+        text = prompt.text
+        if text is None:
+            text = "".join(message.text for message in prompt.media.messages)
+        glance = _GLANCE * most
+        while glance < len(text):
+            tokens = self._model.tokenizer(text[:glance], add_special_tokens=False)["input_ids"]
+            if len(tokens) > most + _CUT:
+                raise UsageError(
+                    f"the prompt has many more than the {most} tokens that it may have; shorten it"
+                )
+            glance *= 4
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         wrong = next((token for token in ids if not 0 <= token < self._vocabulary), None)
