@@ -57,6 +57,8 @@ def test_it_computes_in_the_dtype_of_the_angles() -> None:
     assert torch.equal(wide, expected.to(torch.bfloat16))  # one rounding, at the end
     narrow = rotary_position_embedding(x, cos.bfloat16(), sin.bfloat16())
     assert not torch.equal(narrow, wide)
+    # However wide x is.
+    assert torch.equal(rotary_position_embedding(x.float(), cos.bfloat16(), sin.bfloat16()), narrow.float())
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -42,7 +42,7 @@ def rotary_position_embedding(
             f"rotated_mode {rotated_mode!r} is unknown; give rotated_half or rotated_interleaved"
         )
     cos, sin = _placed(x, cos, sin, head_first)
-    return _ROTARY(x.to(cos.dtype), cos, sin, mode=_MODES[rotated_mode], fused=fused).to(x.dtype)
+    return _ROTARY(x, cos, sin, mode=_MODES[rotated_mode], fused=fused)
 
 
 def _placed(
@@ -70,12 +70,13 @@ def _placed(
 
 
 def _plain(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, mode: str) -> torch.Tensor:
+    wide = x.to(cos.dtype)
     if mode == "half":
-        first, second = x.chunk(2, dim=-1)
+        first, second = wide.chunk(2, dim=-1)
         turned = torch.cat((-second, first), dim=-1)
     else:
-        turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
-    return x * cos + turned * sin
+        turned = torch.stack((-wide[..., 1::2], wide[..., ::2]), dim=-1).flatten(-2)
+    return (wide * cos + turned * sin).to(x.dtype)
 
 
 def _npu(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, mode: str) -> torch.Tensor:
@@ -83,8 +84,8 @@ def _npu(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, mode: str) ->
     if not _documented(x.shape, cos.shape, mode):
         return _plain(x, cos, sin, mode=mode)
     torch_npu: Any = importlib.import_module("torch_npu")
-    turned: torch.Tensor = torch_npu.npu_rotary_mul(x.contiguous(), cos.contiguous(), sin.contiguous(), mode)
-    return turned
+    turned: torch.Tensor = torch_npu.npu_rotary_mul(x.to(cos.dtype), cos, sin, mode)
+    return turned.to(x.dtype)
 
 
 def _documented(x: torch.Size, cos: torch.Size, mode: str) -> bool:

@@ -96,7 +96,7 @@ class Measurement:
 
 
 def measure(
-    problem: Problem, forms: list[Form], device: torch.device, *, seconds: float = 0.5
+    problem: Problem, forms: list[Form], device: torch.device, *, seconds: float = 1.0
 ) -> Measurement:
     """Try every form on random tensors like the problem's.
 

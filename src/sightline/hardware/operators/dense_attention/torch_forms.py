@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sightline.hardware.operators.dense_attention.forms import Form
 from sightline.hardware.operators.dense_attention.problem import Problem
 
-# Scores of one part of the queries, as many as a core's cache holds.
-_SCORES = 1 << 20
+# Scores of one head in one part of the queries: longer parts leave the caches, shorter ones are small products.
+_SCORES = 1 << 19
 _LEAST_ROWS = 64
 
 _CUDA_ORDER = [
