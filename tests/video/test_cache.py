@@ -201,6 +201,10 @@ def test_values_are_freed_when_no_later_step_asks(model: Any) -> None:
     assert sizes == [0, 2 * size, 0, 0]
 
 
+def interrupt(*given: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_generation_that_breaks_off_leaves_nothing(model: Any) -> None:
     cache = StepCache(alternating(BLOCKS))
     texts = prompts()
@@ -209,8 +213,10 @@ def test_a_generation_that_breaks_off_leaves_nothing(model: Any) -> None:
             with cache.step(step, "cond"):
                 model(latents(), timestep(step, STEPS), texts["cond"])
         assert cache.held_bytes() > 0
-        with cache.step(3, "cond"):
-            raise KeyboardInterrupt
+        model.blocks[2].norm3.register_forward_hook(interrupt)
+        with cache.step(4, "cond"):
+            model(latents(), timestep(4, STEPS), texts["cond"])
+    model.blocks[2].norm3._forward_hooks.clear()
     assert cache.held_bytes() == 0
     assert not any(point.held or point.value or point.entering for point in cache.points.values())
     with attached(model, cache):
@@ -263,6 +269,25 @@ def test_a_clock_that_goes_wrong_is_refused(steps: list[tuple[int, str]], messag
         for step, branch in steps:
             with cache.step(step, branch):
                 pass
+
+
+@pytest.mark.parametrize("steps", [(0, 1, 2, 3, 5), (0, 1, 2, 5)], ids=["not called", "left out"])
+def test_a_step_that_did_not_compute_is_not_replaced_by_an_older_one(
+    model: Any, steps: tuple[int, ...]
+) -> None:
+    row = tuple(Action(letter) for letter in "CCECECEC")
+    cache = StepCache(Plan(SETTING, {"cond": {OUTPUT: row}}))
+    with attached(model, cache), torch.no_grad():
+        for step in steps:
+            with cache.step(step):
+                if step != 3:
+                    model(latents(), timestep(step, STEPS), prompts()["cond"])
+        # It takes from 3 and 5, and not from 1 and 5.
+        with (
+            pytest.raises(SightlineError, match="step 6 of branch cond takes output from step 3"),
+            cache.step(6),
+        ):
+            pass
 
 
 def test_a_refused_step_leaves_the_model_plain(model: Any) -> None:

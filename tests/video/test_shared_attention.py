@@ -142,6 +142,18 @@ def test_an_attention_that_nobody_took_is_not_taken_a_step_later(small: Any) -> 
         assert cache.held_bytes() == 0
 
 
+def test_it_is_not_held_for_a_branch_that_will_not_ask(small: Any) -> None:
+    plan = masked(SETTING, OUTPUT, [0, 2, 4], branches=("uncond",))
+    cache = StepCache(plan)
+    texts = prompts()
+    with attached(small, cache), torch.no_grad():
+        for step, branch in [(0, "cond"), (0, "uncond"), (1, "cond")]:
+            with cache.step(step, branch):
+                small(latents(), timestep(step, STEPS), texts[branch])
+        # Only the output of uncond, which step 1 will ask for.
+        assert cache.held_bytes() == latents().numel() * 4
+
+
 def test_it_is_shared_beside_kept_attention_and_output(small: Any) -> None:
     plan = joined(
         [masked(SETTING, OUTPUT, [0, 1, 3, 5]), masked(SETTING, Site.parse("attention[0:3]"), [0, 3, 5])]

@@ -170,10 +170,9 @@ class StepCache:
             return
         other = BRANCHES[1 - BRANCHES.index(branch)]
         first = Site(Kind.ATTENTION, 0, 1)
-        both = all(self.plan.computes(each, index, first) for each in BRANCHES)
         second = self._ran[other][-1:] == [index]
-        shared.takes = both and second and shared.value is not None
-        shared.gives = both and not second
+        shared.takes = second and shared.value is not None
+        shared.gives = not second and all(self.plan.computes(each, index, first) for each in BRANCHES)
         if not shared.takes:
             shared.value = shared.input = None
 

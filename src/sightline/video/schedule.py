@@ -94,6 +94,5 @@ def _with_keep(found: list[Directive]) -> list[Directive]:
         each = found[step]
         keep = len([source for source in needed if source <= step])
         result.append(Directive(each.action, each.sources, each.weights, keep))
-        needed.discard(step)
         needed.update(each.sources)
     return result[::-1]
