@@ -86,6 +86,7 @@ class Service:
         params: SamplingParams,
         *,
         model: str | None = None,
+        deltas: bool = True,
         priority: int = 0,
         request_id: str | None = None,
         where: Callable[[int, int, Part], str] | None = None,
@@ -98,6 +99,7 @@ class Service:
             prompt: a conversation whose media are data: URLs, web addresses, file:// URLs or bytes; or a prompt
                 that the template was applied to.
             model: what the request calls the model.
+            deltas: False if only the whole answer is wanted.
             priority: lower runs earlier.
             where: as `Fetcher.resolve` takes it: the client's field of a medium; None where the conversation's
                 messages and parts are numbered as the client's are.
@@ -106,16 +108,18 @@ class Service:
             RequestError: the request cannot be used, or the server is full or stopping.
         """
         given = time.perf_counter()
-        served = self.names.find(model)
+        self.names.find(model)
         conversation = prompt if isinstance(prompt, Conversation) else prompt.media
         self._check_texts(conversation)
         # What was fetched counts until the engine has opened it: in its line the bytes are as large as on their way.
         async with self._with_media(conversation, where) as conversation:
             fetched = time.perf_counter() - given
             limits = self.limits
+            served = self.names.find(model)  # an adapter may have been unloaded meanwhile
             stream = self.worker.add(
                 conversation if isinstance(prompt, Conversation) else replace(prompt, media=conversation),
                 params,
+                deltas=deltas,
                 priority=priority,
                 request_id=request_id or access.engine_id(),
                 budget=limits.medium,

@@ -17,6 +17,7 @@ import pytest
 from asking import about
 
 from sightline import LLM, SamplingParams
+from sightline.engine.inputs import read_prompt
 from sightline.engine.stream import Stream
 from sightline.server.errors import RequestError
 from sightline.server.limits import Limits
@@ -188,6 +189,48 @@ def test_a_body_that_drips_is_given_up(llm: LLM) -> None:
                 assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
                 break
         assert time.monotonic() < begun + 5
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_only_streams_are_told_of_each_token(
+    address: Address, llm: LLM, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    streams: list[Stream] = []
+    add = llm.engine.add
+
+    def remember(*given: Any, **options: Any) -> Stream:
+        streams.append(add(*given, **options))
+        return streams[-1]
+
+    monkeypatch.setattr(llm.engine, "add", remember)
+    chat = {"messages": about(text="a"), "max_tokens": 2}
+    for path, body in (
+        ("/v1/chat/completions", chat),
+        ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 2}),
+        ("/generate", {"prompt": "a", "max_tokens": 2}),
+        ("/generate", {"inputs": "a"}),
+        ("/infer", {"inputs": "a"}),
+    ):
+        reply = httpx.post(f"{address.root}{path}", json={**body, "stream": stream}, timeout=60)
+        assert reply.status_code == 200, reply.text
+    assert [one.wants_deltas for one in streams] == [stream] * 6
+
+
+def test_an_adapter_that_goes_while_media_are_fetched_is_not_found(llm: LLM, address: Address) -> None:
+    async def asked() -> None:
+        service = Service(llm, ["tiny", "gone"])
+        find, calls = service.names.find, []
+
+        def once(name: str | None) -> Any:
+            calls.append(name)
+            return find(name if len(calls) == 1 else "nothing")
+
+        service.names.find = once  # type: ignore[method-assign]
+        await service.submit(read_prompt("a"), SamplingParams(max_tokens=1), model="gone")
+
+    with pytest.raises(RequestError) as refused:
+        asyncio.run(asked())
+    assert refused.value.status == 404
 
 
 def test_a_refused_request_leaves_no_timer(llm: LLM) -> None:

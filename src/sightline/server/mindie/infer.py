@@ -49,7 +49,7 @@ async def infer(service: Service, http: Request, body: Mapping[str, Any]) -> Res
 
     async def answer() -> Response:
         exchange = await service.submit(
-            question.prompt, params, priority=priority_of(values), where=question.where
+            question.prompt, params, deltas=stream, priority=priority_of(values), where=question.where
         )
         if stream:
             return Events(events(exchange, values, begun), exchange)

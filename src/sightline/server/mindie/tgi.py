@@ -70,7 +70,7 @@ async def generate(
         if "truncate" in values:
             asked = await truncated(service, question, values["truncate"])
         model = adapter_of(values)
-        exchange = await service.submit(asked.prompt, params, model=model, where=asked.where)
+        exchange = await service.submit(asked.prompt, params, model=model, deltas=stream, where=asked.where)
         if stream:
             return Events(events(exchange, wishes), exchange)
         whole = _whole(await exchange.finished(), wishes)

@@ -51,7 +51,12 @@ async def generate(
 
     async def answer() -> Response:
         exchange = await service.submit(
-            question.prompt, params, model=model, priority=priority_of(values), where=question.where
+            question.prompt,
+            params,
+            model=model,
+            deltas=stream,
+            priority=priority_of(values),
+            where=question.where,
         )
         if stream:
             return Events(events(exchange, head, details), exchange)

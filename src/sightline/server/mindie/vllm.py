@@ -76,7 +76,11 @@ async def generate(service: Service, http: Request, body: Mapping[str, Any], *, 
 
     async def answer() -> Response:
         exchange = await service.submit(
-            question.prompt, params, model=values.get("model"), where=question.where
+            question.prompt,
+            params,
+            model=values.get("model"),
+            deltas=values.get("stream", False),
+            where=question.where,
         )
         if values.get("stream"):
             return Events(pieces(exchange, count.n, full_text=full_text), exchange)

@@ -65,6 +65,7 @@ async def answer(service: Service, template: Template, request: ChatRequest) -> 
             asked.prompt,
             params,
             model=request.model,
+            deltas=bool(request.stream),
             priority=request.priority or 0,
             where=asked.where,
         )

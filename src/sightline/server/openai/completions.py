@@ -77,7 +77,13 @@ async def _submit(
     """All prompts at once; the first that is refused ends the others."""
     tasks = [
         asyncio.ensure_future(
-            service.submit(raw.prompt, params, model=request.model, priority=request.priority or 0)
+            service.submit(
+                raw.prompt,
+                params,
+                model=request.model,
+                deltas=bool(request.stream),
+                priority=request.priority or 0,
+            )
         )
         for raw in prompts
     ]
