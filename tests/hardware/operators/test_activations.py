@@ -72,7 +72,7 @@ def test_the_fused_forms_trace_as_one_graph(compiled: list[str]) -> None:
     for kind in FORMULAS:
         torch.testing.assert_close(activation(x, kind), activation(x, kind, fused=False))
     torch.testing.assert_close(swiglu(x), swiglu(x, fused=False))
-    assert compiled == ["_plain"] * 6 + ["_plain_swiglu"], "for each formula"
+    assert compiled == ["_plain", "_plain_swiglu"], "torch has one kernel for each other activation"
 
 
 def test_what_does_not_fit_is_one_sentence() -> None:

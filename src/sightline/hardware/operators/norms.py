@@ -104,7 +104,7 @@ def _plain_rms(x: torch.Tensor, weight: torch.Tensor | None, *, eps: float) -> t
 def _npu_rms(x: torch.Tensor, weight: torch.Tensor | None, *, eps: float) -> torch.Tensor:
     """npu_rms_norm(self, gamma, epsilon) -> (y, rstd)"""
     torch_npu: Any = importlib.import_module("torch_npu")
-    gamma = torch.ones_like(x[(0,) * (x.dim() - 1)]) if weight is None else weight.to(x.dtype)
+    gamma = x.new_ones(x.shape[-1]) if weight is None else weight.to(x.dtype)
     normed: torch.Tensor = torch_npu.npu_rms_norm(x.contiguous(), gamma, epsilon=eps)[0]
     return normed
 

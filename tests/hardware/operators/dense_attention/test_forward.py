@@ -13,7 +13,7 @@ import pytest
 import torch
 from npu_dense_operators import DenseTorchNpu
 
-from sightline.errors import UsageError
+from sightline.errors import SightlineError, UsageError
 from sightline.hardware.operators.dense_attention import (
     attention_forward,
     choice,
@@ -391,3 +391,18 @@ def test_installed_libraries_take_part_and_inexact_ones_on_request(
         wide = tensors if refused is not None else [tensor.float() for tensor in tensors]
         with pytest.raises(UsageError, match=said):
             attention_forward(*wide, attn_mask=refused, opt_mode="manual", op_type="flash_attn")
+
+
+def test_nothing_is_measured_while_a_graph_is_captured(
+    pretend: Callable[[str], None], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend("cuda")
+    tensors = drawn()
+    attention_forward(*tensors)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    attention_forward(*tensors)
+    forget()
+    attention_forward(*tensors)  # the choice is on disk
+    with pytest.raises(SightlineError, match="call it once before"):
+        attention_forward(*(tensor[:1] for tensor in tensors))

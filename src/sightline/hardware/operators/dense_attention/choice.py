@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sightline.errors import UsageError
+from sightline.errors import SightlineError, UsageError
 from sightline.hardware.operators.dense_attention import store
 from sightline.hardware.operators.dense_attention.forms import Form, forms_for
 from sightline.hardware.operators.dense_attention.measure import Measurement, measure
@@ -92,12 +92,19 @@ def by_name(name: str, layout: str | None, problem: Problem, kind: str) -> Form:
     return fitting[0]
 
 
-def measured(problem: Problem, device: torch.device, kind: str, *, again: bool = False) -> Measurement:
+def measured(
+    problem: Problem, device: torch.device, kind: str | None = None, *, again: bool = False
+) -> Measurement:
     """The measurement of a problem: known in this process, else on disk, else made now and kept.
 
     Args:
+        kind: of the device; as it says itself when None.
         again: measure even if it is known.
+
+    Raises:
+        SightlineError: it would have to be made while a CUDA graph is captured.
     """
+    kind = kind or device.type
     surroundings = _around(device, kind)
     place = (str(store.path_of(surroundings)), problem.key())
     with _lock:
@@ -105,6 +112,7 @@ def measured(problem: Problem, device: torch.device, kind: str, *, again: bool =
         if known is None and not again:
             known = store.load(surroundings).get(problem.key())
         if known is None or not _names_forms(known, kind):
+            _refuse_in_capture(problem, kind)
             known = measure(problem, forms_for(kind), device)
             store.save(surroundings, known)
             for taken in [taken for taken in _taken if taken[0] == problem]:
@@ -125,6 +133,14 @@ def forget() -> None:
         _known.clear()
         _taken.clear()
         _surroundings.clear()
+
+
+def _refuse_in_capture(problem: Problem, kind: str) -> None:
+    if kind == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise SightlineError(
+            f"attention {problem.key()} cannot be measured while a CUDA graph is captured; call it once before, or "
+            "run sightline video tune"
+        )
 
 
 def _around(device: torch.device, kind: str) -> dict[str, Any]:
