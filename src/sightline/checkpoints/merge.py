@@ -24,6 +24,7 @@ from sightline.checkpoints.writing import Planned, row_chunks, write_safetensors
 from sightline.errors import SightlineError, UsageError
 from sightline.files import write_json
 from sightline.hardware.accelerator import find
+from sightline.hardware.host_memory import keep_freed_memory
 from sightline.progress import Progress
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def merge(
     """
     start = time.perf_counter()
     limit = parse_size(max_shard_size)
+    keep_freed_memory()  # else every few rows are given back to the system and asked for again
     folders = [Path(one) for one in ([adapter] if isinstance(adapter, (str, Path)) else adapter)]
     merger = _Merger(Path(base), folders, _weights(folders, weights), device)
     shards = plan_shards(merger.tensors(), limit)
