@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -188,6 +189,34 @@ def test_a_client_that_reads_nothing_blocks_nobody(address: Address) -> None:
         slow.sendall(head + body)
         answer = httpx.post(f"{address.url}/chat/completions", content=BODY, timeout=30)
         assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("line", [b"POST /nothing", b"GET /health"])
+def test_a_body_that_drips_after_the_answer_ends_the_connection(address: Address, line: bytes) -> None:
+    with connect(address) as slow:
+        slow.sendall(line + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+        assert slow.recv(100).startswith(b"HTTP/1.1 ")
+        begun = time.monotonic()
+        with pytest.raises(OSError, match=r"."):
+            while time.monotonic() - begun < 5:
+                slow.sendall(b" ")
+                time.sleep(0.05)
+        assert time.monotonic() - begun < 3
+
+
+def test_a_connection_goes_on_after_a_body_that_came_late(address: Address) -> None:
+    with connect(address) as client:
+        client.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 404 ")
+        time.sleep(0.1)  # its body comes in a piece of its own
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            client.recv(1000)
+        client.settimeout(10)
+        client.sendall(b"abc" + HEAD + b"\r\n" + BODY[:4])
+        time.sleep(0.6)
+        client.sendall(BODY[4:])
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(("pauses", "whole"), [([0.1] * 10, True), ([1.2], False)], ids=["slow", "stuck"])

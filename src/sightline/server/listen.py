@@ -134,6 +134,7 @@ def _protocol(header_seconds: float, max_connections: int) -> type[H11Protocol]:
     class Protocol(H11Protocol):
         _header_timer: asyncio.TimerHandle | None = None
         _reader_timer: asyncio.TimerHandle | None = None
+        _rest_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -157,9 +158,16 @@ def _protocol(header_seconds: float, max_connections: int) -> type[H11Protocol]:
             self._stop_waiting()
             super().resume_writing()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.their_state is h11.SEND_BODY:  # answered early
+                self._forget_rest()
+                self._rest_timer = self.loop.call_later(header_seconds, self._close_unless_after, self.cycle)
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._drop_timer()
             self._stop_waiting()
+            self._forget_rest()
             super().connection_lost(exc)
 
         def _wait_for_header(self) -> None:
@@ -185,6 +193,16 @@ def _protocol(header_seconds: float, max_connections: int) -> type[H11Protocol]:
             if self._reader_timer is not None:
                 self._reader_timer.cancel()
                 self._reader_timer = None
+
+        def _close_unless_after(self, answered: Any) -> None:
+            # A body that nobody waits for must not keep its connection by dripping.
+            if self.cycle is answered and self.conn.their_state is h11.SEND_BODY:
+                self.transport.close()
+
+        def _forget_rest(self) -> None:
+            if self._rest_timer is not None:
+                self._rest_timer.cancel()
+                self._rest_timer = None
 
         def _give_up(self) -> None:
             self._header_timer = None
