@@ -105,6 +105,13 @@ def _compared(name: str, one: Entry, other: Entry, first: Store, second: Store) 
     """How two tensors of one shape differ, None where they do not."""
     import torch
 
+    def alike(begin: int, end: int) -> bool:
+        ours = one.read_rows(first.descriptor(one.file), begin, end)
+        theirs = other.read_rows(second.descriptor(other.file), begin, end)
+        return torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
+
+    if one.dtype == other.dtype and all(alike(*part) for part in row_chunks(one)):
+        return None
     largest, squares, norm, numbers = 0.0, 0.0, 0.0, 0
     for begin, end in row_chunks(one):
         ours = one.read_rows(first.descriptor(one.file), begin, end)
