@@ -102,6 +102,13 @@ def test_what_is_printed_loads_to_the_same(tmp_path: Path) -> None:
         assert str(field.description).split()[0] in text
 
 
+def test_a_mistake_in_a_key_s_line_does_not_show_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        load_settings({}, write(tmp_path, "model: m\napi_key: [hunter2, }\n"), {})
+    assert "serve.yaml:2:20 is not valid YAML: " in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
 def test_what_is_printed_holds_no_key(tmp_path: Path) -> None:
     settings = ServeSettings(model="m", api_key=["hunter2", "hunter3"], port=9)
     text = as_yaml(settings)

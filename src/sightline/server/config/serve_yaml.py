@@ -26,7 +26,7 @@ def read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         _refuse_duplicates(root, path)
         loaded = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(_mistake(error, path)) from error
     if not isinstance(root, yaml.MappingNode) or not isinstance(loaded, dict):
         raise UsageError(f"{path} must hold `option: value` lines, such as `model: FOLDER`")
     known = _known()
@@ -42,6 +42,14 @@ def read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         key = next(key for key in loaded if str(key) == node.value)
         values[name], places[name] = loaded[key], place
     return values, places
+
+
+def _mistake(error: Exception, path: Path) -> str:
+    """Where and what, without the line itself: it may be that of a key."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return f"{path} is not valid YAML: {' '.join(str(error).split())}"
+    return f"{path}:{mark.line + 1}:{mark.column + 1} is not valid YAML: {problem}"
 
 
 def _known() -> dict[str, str]:
