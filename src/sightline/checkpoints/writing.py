@@ -22,7 +22,7 @@ CHUNK = 32 * 2**20
 """Bytes of a stored tensor that are copied at a time."""
 
 # Of a tensor that is made: what stays in the processor's caches.
-_ROWS = 4 * 2**20
+_ROWS = 2 * 2**20
 
 # What copy_file_range says of file systems that it does not know, or does not know together.
 _UNABLE = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
