@@ -56,11 +56,12 @@ def test_a_plan_that_computes_everything_changes_no_bit(
     assert same(run(model, plan, share=share), plain)
 
 
-@pytest.mark.parametrize("bounds", [(1, 3), (0, 1), (0, 3), (2, 3)], ids=str)
+@pytest.mark.parametrize("cond", [(1, 3), (0, 1), (0, 3), (2, 3), (0, 2)], ids=str)
+@pytest.mark.parametrize("uncond", [(1, 3), (1, 2)], ids=str)
 def test_a_reused_range_adds_the_change_of_the_last_computed_step_to_its_input(
-    model: Any, plain: list[torch.Tensor], bounds: tuple[int, int]
+    model: Any, plain: list[torch.Tensor], cond: tuple[int, int], uncond: tuple[int, int]
 ) -> None:
-    start, stop = bounds
+    bounds = {"cond": cond, "uncond": uncond}
     computed, changes = {0, 1, 2, 4, 7}, {}
 
     def clock(step: int, branch: str) -> Any:
@@ -70,6 +71,7 @@ def test_a_reused_range_adds_the_change_of_the_last_computed_step_to_its_input(
 
     def loop(hidden: torch.Tensor, *arguments: Any) -> torch.Tensor:
         step, branch = now
+        start, stop = bounds[branch]
         for block in model.blocks[:start]:
             hidden = block(hidden, *arguments)
         if step in computed:
@@ -88,7 +90,11 @@ def test_a_reused_range_adds_the_change_of_the_last_computed_step_to_its_input(
 
     now = (0, "cond")
     expected = denoise(call, STEPS, clock)
-    found = run(model, alternating(Site.parse(f"blocks[{start}:{stop}]")))
+    plans = [
+        alternating(Site.parse(f"blocks[{start}:{stop}]"), branches=(branch,))
+        for branch, (start, stop) in bounds.items()
+    ]
+    found = run(model, joined(plans))
     assert same(found, expected)
     assert not torch.equal(found[-1], plain[-1])
 

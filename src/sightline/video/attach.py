@@ -51,7 +51,9 @@ class Attachment:
         Raises:
             SightlineError: something else replaced a forward meanwhile; it has to go first.
         """
-        for owner, name, new, _ in self._replaced:
+        # Where ranges of two branches overlap, a block's forward was replaced twice: only the last one shows.
+        on_top = {(id(owner), name): (owner, new) for owner, name, new, _ in self._replaced}
+        for (_, name), (owner, new) in on_top.items():
             if owner.__dict__.get(name) is not new:
                 raise SightlineError(
                     f"{type(owner).__name__}.{name} was replaced after the step cache came; take that away first"

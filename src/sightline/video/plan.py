@@ -99,8 +99,10 @@ class Plan:
 
     def directives(self, branch: str) -> dict[Site, list[Directive]]:
         """What each part of the model does at each step of a branch."""
-        times = self.times or tuple(float(step) for step in range(self.steps))
-        return directives(self.actions.get(branch, {}), times, self.order)
+        sites = self.actions.get(branch, {})
+        if not sites:
+            return {}
+        return directives(sites, self.times or tuple(map(float, range(self.steps))), self.order)
 
     def computes(self, branch: str, step: int, part: Site) -> bool:
         """Whether a part of the model, kept or not, runs in this step."""
@@ -175,8 +177,8 @@ class Plan:
             return
         if len(self.times) != self.steps:
             raise UsageError(f"times has {len(self.times)} entries for {self.steps} steps; give one a step")
-        if not all(type(time) in (int, float) for time in self.times):
-            raise UsageError("times must be numbers")
+        if not all(type(time) in (int, float) and math.isfinite(time) for time in self.times):
+            raise UsageError("times must be finite numbers")
         gaps = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
         if not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
             raise UsageError("times must rise or fall at every step")
