@@ -54,15 +54,29 @@ class Service:
         Raises:
             RequestError: 413, it is too long or holds too many values; 408, it stopped coming, or drips.
         """
-        body, limits = bytearray(), self.limits
-        pieces, begun = http.stream(), time.monotonic()
+        body = bytearray()
+        try:
+            await self._read(http, body)
+        except BaseException:
+            body.clear()  # what an error has come through may wait for the collector's rarest run
+            raise
+        # Text and media are read at memory's speed; each value takes a Python object, and no other request moves.
+        most = self.limits.max_values
+        if sum(map(body.count, b",[{")) > most:
+            raise RequestError(
+                f"the body holds more than {most:,} values; send fewer, or shorter texts", status=413
+            )
+        return bytes(body)
+
+    async def _read(self, http: Request, body: bytearray) -> None:
+        limits, pieces, begun = self.limits, http.stream(), time.monotonic()
         while True:
             # An open request is one of few: who sends a byte now and then would keep the others out.
             left = begun + limits.body_seconds + len(body) / _SLOWEST - time.monotonic()
             try:
                 body += await asyncio.wait_for(anext(pieces), max(0.0, min(left, limits.body_seconds)))
             except StopAsyncIteration:
-                break
+                return
             except asyncio.TimeoutError as error:
                 raise RequestError(
                     f"no more of the body came in {limits.body_seconds:g} s, or less than {_SLOWEST:,} bytes a second",
@@ -72,13 +86,6 @@ class Service:
                 raise RequestError(
                     f"the body is longer than {limits.max_body:,} bytes; send smaller media", status=413
                 )
-        # Text and media are read at memory's speed; each value takes a Python object, and no other request moves.
-        if sum(map(body.count, b",[{")) > limits.max_values:
-            raise RequestError(
-                f"the body holds more than {limits.max_values:,} values; send fewer, or shorter texts",
-                status=413,
-            )
-        return bytes(body)
 
     async def submit(
         self,

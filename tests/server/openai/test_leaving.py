@@ -8,13 +8,17 @@ import json
 import socket
 import threading
 import time
+import traceback
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from asking import about
+from starlette.requests import ClientDisconnect
 
 from sightline import LLM, SamplingParams
 from sightline.engine.inputs import read_prompt
@@ -231,6 +235,22 @@ def test_an_adapter_that_goes_while_media_are_fetched_is_not_found(llm: LLM, add
     with pytest.raises(RequestError) as refused:
         asyncio.run(asked())
     assert refused.value.status == 404
+
+
+def test_a_client_that_leaves_while_it_sends_takes_its_body_along(llm: LLM) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"a" * 1000
+        raise ClientDisconnect
+
+    async def left() -> list[bytes]:
+        try:
+            await Service(llm, ["tiny"]).body(SimpleNamespace(stream=pieces))  # type: ignore[arg-type]
+        except ClientDisconnect as error:
+            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+            return [bytes(frame.f_locals["body"]) for frame in frames if "body" in frame.f_locals]
+        return [b"not left"]
+
+    assert set(asyncio.run(left())) == {b""}
 
 
 def test_a_refused_request_leaves_no_timer(llm: LLM) -> None:
