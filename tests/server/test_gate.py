@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from sightline.server.app import _handle_errors
 from sightline.server.gate import Gate, Traffic, is_foreign, local_names
 
 
@@ -135,3 +139,46 @@ def test_refusals_have_the_form_of_the_paths_dialect(path: str, theirs: bool) ->
     answer = asyncio.run(play())
     assert answer.headers["retry-after"] == "1"
     assert ("error_type" in answer.json()) is theirs
+
+
+def test_the_bodies_of_all_requests_are_bounded_together_until_their_answers_begin() -> None:
+    traffic, begin, release = Traffic(), asyncio.Event(), asyncio.Event()
+    app = FastAPI()
+    _handle_errors(app)
+
+    async def answer(http: Request) -> StreamingResponse:
+        await http.body()
+
+        async def pieces() -> AsyncIterator[str]:
+            yield "begun"
+            await release.wait()
+
+        await begin.wait()
+        return StreamingResponse(pieces())
+
+    for path in ("/v1/completions", "/generate"):
+        app.post(path)(answer)
+
+    async def play() -> None:
+        transport = httpx.ASGITransport(app=Gate(app, traffic=traffic, most_held=100))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            first = asyncio.create_task(client.post("/generate", content=b"x" * 60))
+            await asyncio.sleep(0.05)
+            assert traffic.held == 60
+            for path, error in (("/v1/completions", "type"), ("/generate", "error_type")):
+                refused = await client.post(path, content=b"x" * 41)
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+                told = refused.json()
+                assert error in (told if path == "/generate" else told["error"])
+            assert (traffic.held, traffic.open, dict(traffic.turned_away)) == (60, 1, {"bodies": 2})
+            second = asyncio.create_task(client.post("/generate", content=b"x" * 40))
+            await asyncio.sleep(0.05)
+            assert traffic.held == 100
+            begin.set()
+            await asyncio.sleep(0.05)
+            assert (traffic.held, traffic.open) == (0, 2)
+            release.set()
+            assert [(await task).status_code for task in (first, second)] == [200, 200]
+
+    asyncio.run(play())
+    assert (traffic.held, traffic.open) == (0, 0)

@@ -93,6 +93,7 @@ def guarded(
     host: str,
     digests: list[bytes],
     most: int,
+    most_held: int | None = None,
 ) -> ASGIApp:
     """Everything that stands before an application, from the log of requests inwards.
 
@@ -100,11 +101,14 @@ def guarded(
         host: what the port is bound to.
         digests: of the API keys.
         most: requests that may be open.
+        most_held: bytes that their bodies may have together.
     """
     hosts = frozenset(name.lower() for name in settings.allowed_hosts) or local_names(host)
     origins = frozenset(settings.cors_origin)
     closed = lambda: health.state == "draining"  # noqa: E731
-    inner: ASGIApp = Gate(app, most, hosts, origins=origins, traffic=traffic, closed=closed)
+    inner: ASGIApp = Gate(
+        app, most, hosts, origins=origins, traffic=traffic, closed=closed, most_held=most_held
+    )
     inner = Auth(inner, digests)
     if origins:
         # Outside of the keys: a browser asks for leave without them, and must be let read a 401.

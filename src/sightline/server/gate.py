@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline.server.auth import is_open
-from sightline.server.errors import RETRY_AFTER
+from sightline.server.errors import RETRY_AFTER, RequestError
 from sightline.server.mindie.errors import body_for
 from sightline.server.worker import STOPPING
 
@@ -19,10 +19,15 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class Traffic:
-    """How many requests are open behind a gate, and how many were turned away there, by reason."""
+    """How many requests are open behind a gate, and how many were turned away there, by reason.
+
+    Attributes:
+        held: bytes of the bodies of requests whose answer has not begun.
+    """
 
     def __init__(self) -> None:
         self.open = 0
+        self.held = 0
         self.turned_away: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -48,7 +53,9 @@ class Gate:
         most: requests that compute (every POST) may be open; one more gets 503.
         hosts: names that this server may be called by; None for any.
         origins: sites whose pages may call it; "*" for every one.
-        traffic: counts the open requests.
+        traffic: counts the open requests and the bytes of their bodies.
+        most_held: bytes that the bodies of all requests may have together before their answers begin; the request
+            that goes beyond gets 503. None is any number.
         closed: whether the server takes no more requests.
     """
 
@@ -61,6 +68,7 @@ class Gate:
         origins: frozenset[str] = frozenset(),
         traffic: Traffic | None = None,
         closed: Callable[[], bool] = lambda: False,
+        most_held: int | None = None,
     ) -> None:
         self._app = app
         self._most = most
@@ -68,6 +76,7 @@ class Gate:
         self._origins = origins
         self._traffic = traffic or Traffic()
         self._closed = closed
+        self._most_held = most_held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Probes call a server by any name, and a link on another site may lead to the page.
@@ -92,10 +101,12 @@ class Gate:
             message = f"{self._most} requests are waiting already; try again later"
             await _refusal(scope, message, 503, {"retry-after": RETRY_AFTER})(scope, receive, send)
             return
+        body = _Body(self._traffic, self._most_held, receive, send)
         self._traffic.enter()
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, body.receive, body.send)
         finally:
+            body.release()
             self._traffic.leave()
 
     def _is_welcome(self, headers: Mapping[str, str]) -> bool:
@@ -104,6 +115,45 @@ class Gate:
         if "*" in self._origins or headers.get("origin") in self._origins:
             return True
         return not is_foreign(headers)
+
+
+class _Body:
+    """One request's body: counted while it is held, which is taken to be until its answer begins."""
+
+    def __init__(self, traffic: Traffic, most: int | None, receive: Receive, send: Send) -> None:
+        self._traffic = traffic
+        self._most = most
+        self._receive = receive
+        self._send = send
+        self._held = 0
+        self._released = False
+
+    async def receive(self) -> Message:
+        """The next message.
+
+        Raises:
+            RequestError: 503, with it all bodies together would be too long; the application tells it its own way.
+        """
+        message = await self._receive()
+        size = len(message.get("body", b""))
+        if not size or self._released:
+            return message
+        if self._most is not None and self._traffic.held + size > self._most:
+            self._traffic.turned_away["bodies"] += 1
+            raise RequestError("the server holds too many long bodies already; try again later", status=503)
+        self._held += size
+        self._traffic.held += size
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.release()
+        await self._send(message)
+
+    def release(self) -> None:
+        """Count it no longer, nor what still comes of it."""
+        self._traffic.held -= self._held
+        self._held, self._released = 0, True
 
 
 def is_called(host: str, names: frozenset[str] | None) -> bool:

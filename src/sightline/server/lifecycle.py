@@ -154,6 +154,7 @@ class Lifecycle:
             host=listener.host,
             digests=self._digests,
             most=self._limits.max_open,
+            most_held=max(self._limits.max_held_body, self._limits.max_body),
         )
         return Port(app, self.settings, listener.tls)
 

@@ -27,6 +27,7 @@ class Limits:
     Attributes:
         max_open: requests that wait or are answered; one more gets 503.
         max_body: bytes of a body; body_seconds: between two pieces of it.
+        max_held_body: bytes of the bodies of all requests until their answers begin; at least max_body.
         max_values: numbers, texts, lists and objects of a body, as its commas and brackets tell.
         max_messages: of a conversation; max_media: images and clips of a request.
         max_prompt_chars: characters of all texts of a request, refused before they are tokenised.
@@ -42,6 +43,7 @@ class Limits:
 
     max_open: int = 64
     max_body: int = 64 * 2**20
+    max_held_body: int = 512 * 2**20
     body_seconds: float = 10.0
     max_values: int = 2**19
     max_messages: int = 1024

@@ -267,6 +267,12 @@ class LimitOptions(_Group):
         64, "Requests that are read, wait or are answered; one more gets 503.", ge=1, le=65535
     )
     max_body: Size = option(64 * MIB, "Bytes of a request's body.", ge=1024, le=4 * GIB, size=True)
+    max_held_body: Size = option(
+        512 * MIB,
+        "Bytes of the bodies of all requests until their answers begin, and never less than max_body; beyond it 503.",
+        ge=1024,
+        size=True,
+    )
     body_seconds: Seconds = option(
         10.0, "Between two pieces of a body; after as long it must have come at 32 KiB a second."
     )
