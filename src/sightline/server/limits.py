@@ -35,6 +35,7 @@ class Limits:
         max_tokens: of an answer; None is what the model's length leaves.
         max_iter_times: MindIE's: answers in its dialect are cut to it; None is max_tokens.
         max_n: answers to one prompt; max_prompts: prompts of one completion request.
+        priorities: whether a request may say that it goes before others, whose running answers may have to wait.
         max_logprobs: most likely tokens that are told beside each one.
         max_stops, max_stop_length, max_stop_ids, max_biases, max_bad_words: each is looked at for every token.
         request_seconds: from a request's arrival to its end, after which it is ended; None waits for ever.
@@ -54,6 +55,7 @@ class Limits:
     max_iter_times: int | None = None
     max_n: int = 16
     max_prompts: int = 64
+    priorities: bool = False
     max_logprobs: int = 20
     max_stops: int = 16
     max_stop_length: int = 256

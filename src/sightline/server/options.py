@@ -290,6 +290,11 @@ class LimitOptions(_Group):
     )
     max_n: int = option(16, "Answers to one prompt.", ge=1)
     max_prompts: int = option(64, "Prompts of one completion request.", ge=1)
+    priorities: bool = option(
+        False,
+        "Let requests say by priority that they go before others, running ones too; without it OpenAI's are refused, "
+        "MindIE's ignored.",
+    )
     max_logprobs: int = option(20, "Most likely tokens told beside each one.", ge=0)
     max_stops: int = option(16, "Stop texts of a request.", ge=0)
     max_stop_length: int = option(256, "Characters of a stop text.", ge=1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sightline import LLM, SamplingParams
+from sightline.server.limits import Limits
 from sightline.server.service import Service
 
 Served = Any  # of conftest.py
@@ -222,8 +224,12 @@ def test_the_tokenizer_answers(served: Served, llm: LLM) -> None:
         assert served.post("/v1/tokenizer", body).status_code == 422
 
 
-def test_priorities_run_from_one_to_five(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("allowed", [True, False])
+def test_priorities_run_from_one_to_five_where_they_are_allowed(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
     """1 is served first; what says nothing stands beside the requests of other dialects."""
+    served = serve(limits=Limits(priorities=allowed))
     given: list[int] = []
     submit = Service.submit
 
@@ -235,4 +241,4 @@ def test_priorities_run_from_one_to_five(served: Served, monkeypatch: pytest.Mon
     for path, prompt in (("/infer", "inputs"), (TRITON, "text_input")):
         for parameters in ({"priority": 1}, {"priority": 5}, {}):
             assert served.post(path, {prompt: "a", "parameters": {**GREEDY, **parameters}}).status_code == 200
-    assert given == [-4, 0, 0] * 2
+    assert given == [-4 if allowed else 0, 0, 0] * 2

@@ -14,7 +14,10 @@ from sightline import LLM
 from sightline.data.conversation import Conversation
 from sightline.engine.inputs import Prompt
 from sightline.engine.sampling.params import SamplingParams
+from sightline.server.errors import RequestError
+from sightline.server.limits import Limits
 from sightline.server.openai.fields import ChatRequest, CompletionRequest
+from sightline.server.openai.sampling import chat_sampling
 from sightline.server.openai.unsupported import IGNORED, REFUSED
 from sightline.server.run import Address
 
@@ -137,6 +140,7 @@ def test_settings_reach_the_engine(
         ({"prompt_logprobs": -1}, "prompt_logprobs"),
         ({"stream_interval": 0}, "stream_interval"),
         ({"priority": 2**40}, "priority"),
+        ({"priority": -1}, "priority"),
         ({"request_id": ""}, "request_id"),
         ({"bad_words": ["a"] * 257}, "bad_words"),
         ({"bad_words": [""]}, "bad_words"),
@@ -158,6 +162,13 @@ def test_settings_reach_the_engine(
 def test_what_is_out_of_its_range_is_named(address: Address, fields: dict[str, Any], param: str) -> None:
     body = {"messages": about(), "max_tokens": 2, **fields}
     assert refusal(f"{address.url}/chat/completions", body) == (400, param)
+
+
+def test_priorities_are_for_servers_that_allow_them() -> None:
+    request = ChatRequest(messages=about(), priority=-5)
+    chat_sampling(request, SamplingParams(), Limits(priorities=True), None)
+    with pytest.raises(RequestError, match="--priorities"):
+        chat_sampling(request, SamplingParams(), Limits(), None)
 
 
 def prompted(address: Address, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Any:
@@ -222,7 +233,7 @@ def test_an_echoed_beginning_stands_before_the_answer(address: Address) -> None:
 def test_ids_of_requests_and_tokens(address: Address, llm: LLM) -> None:
     body = {"messages": about(), "max_tokens": 4, "request_id": "mine", "return_token_ids": True}
     for _ in range(2):  # an id may come again
-        answer = post(f"{address.url}/chat/completions", {**body, "priority": -5})
+        answer = post(f"{address.url}/chat/completions", {**body, "priority": 0})
     assert answer["id"] == "chatcmpl-mine"
     assert len(answer["choices"][0]["token_ids"]) == answer["usage"]["completion_tokens"]
     assert len(answer["prompt_token_ids"]) == answer["usage"]["prompt_tokens"]

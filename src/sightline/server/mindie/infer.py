@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from sightline.server.errors import RequestError
 from sightline.server.exchange import Events, Exchange, until_left
+from sightline.server.limits import Limits
 from sightline.server.mindie.errors import body_of
 from sightline.server.mindie.fields import INFER, Field, read_fields, read_parameters
 from sightline.server.mindie.prompts import read_ids, read_question
@@ -49,7 +50,11 @@ async def infer(service: Service, http: Request, body: Mapping[str, Any]) -> Res
 
     async def answer() -> Response:
         exchange = await service.submit(
-            question.prompt, params, deltas=stream, priority=priority_of(values), where=question.where
+            question.prompt,
+            params,
+            deltas=stream,
+            priority=priority_of(values, service.limits),
+            where=question.where,
         )
         if stream:
             return Events(events(exchange, values, begun), exchange)
@@ -96,9 +101,12 @@ async def events(exchange: Exchange, values: Mapping[str, Any], begun: float) ->
         exchange.abort()
 
 
-def priority_of(values: Mapping[str, Any]) -> int:
-    """MindIE's priorities are 1 to 5, 5 where nothing is said; the engine's 0 is nothing said, and less is earlier."""
-    return int(values.get("priority", 5)) - 5
+def priority_of(values: Mapping[str, Any], limits: Limits) -> int:
+    """MindIE's priorities are 1 to 5, 5 where nothing is said; the engine's 0 is nothing said, and less is earlier.
+
+    Where requests may not have any it is ignored, not refused: MindIE's clients send it out of habit.
+    """
+    return int(values.get("priority", 5)) - 5 if limits.priorities else 0
 
 
 class Clock:

@@ -55,7 +55,7 @@ async def generate(
             params,
             model=model,
             deltas=stream,
-            priority=priority_of(values),
+            priority=priority_of(values, service.limits),
             where=question.where,
         )
         if stream:

@@ -99,6 +99,10 @@ def _common(request: Request, limits: Limits) -> dict[str, Any]:
         value = getattr(request, name)
         if value is not None and not least <= value <= most:
             raise RequestError(f"{name} must be between {least} and {most}, not {value}", param=name)
+    if request.priority and not limits.priorities:
+        raise RequestError(
+            "priority works on a server with --priorities alone; leave it out, or send 0", param="priority"
+        )
     if request.request_id is not None and not 0 < len(request.request_id) <= 256:
         raise RequestError("request_id must have 1 to 256 characters", param="request_id")
     return given
