@@ -34,7 +34,7 @@ class Limits:
         max_prompt_tokens: None is what the model's length leaves.
         max_tokens: of an answer; None is what the model's length leaves.
         max_iter_times: MindIE's: answers in its dialect are cut to it; None is max_tokens.
-        max_n: answers to one prompt; max_prompts: prompts of one completion request.
+        max_n: answers to one prompt; max_prompts: prompts of one completion request; max_answers: to all of them.
         priorities: whether a request may say that it goes before others, whose running answers may have to wait.
         max_logprobs: most likely tokens that are told beside each one.
         max_stops, max_stop_length, max_stop_ids, max_biases, max_bad_words: each is looked at for every token.
@@ -55,6 +55,7 @@ class Limits:
     max_iter_times: int | None = None
     max_n: int = 16
     max_prompts: int = 64
+    max_answers: int = 128
     priorities: bool = False
     max_logprobs: int = 20
     max_stops: int = 16

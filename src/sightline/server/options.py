@@ -290,6 +290,7 @@ class LimitOptions(_Group):
     )
     max_n: int = option(16, "Answers to one prompt.", ge=1)
     max_prompts: int = option(64, "Prompts of one completion request.", ge=1)
+    max_answers: int = option(128, "Answers to all prompts of one completion request: prompts times n.", ge=1)
     priorities: bool = option(
         False,
         "Let requests say by priority that they go before others, running ones too; without it OpenAI's are refused, "

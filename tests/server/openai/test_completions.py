@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from asking import chunks, post, refusal, wait_until_idle
@@ -159,3 +160,13 @@ def test_prompts_of_mixed_kinds_are_refused(address: Address) -> None:
         status, param = refusal(f"{address.url}/completions", {"prompt": prompt})
         assert status == 400
         assert str(param).startswith("prompt")
+
+
+def test_prompts_times_n_is_bounded(address: Address) -> None:
+    """A request counts as one open request, however many answers it asks for."""
+    url = f"{address.url}/completions"
+    body = {"prompt": ["a"] * 9, "n": 15, "max_tokens": 1}
+    assert refusal(url, body) == (400, "n")
+    told = httpx.post(url, json=body).json()["error"]["message"]
+    assert all(part in told for part in ("9 prompts", "n is 15", "128"))
+    assert len(post(url, {**body, "n": 1})["choices"]) == 9

@@ -41,6 +41,13 @@ def prompts_of(request: CompletionRequest, service: Service) -> list[Raw]:
     most, longest = service.limits.max_prompts, service.llm.max_model_len
     if len(several) > most:
         raise RequestError(f"prompt may hold {most} prompts; send fewer", param="prompt")
+    answers = request.n or 1
+    if len(several) * answers > service.limits.max_answers:
+        raise RequestError(
+            f"prompt holds {len(several)} prompts and n is {answers}, but a request may have "
+            f"{service.limits.max_answers} answers in all; send fewer prompts or lower n",
+            param="n",
+        )
     if not several or not all(several):
         raise RequestError("prompt is empty; give a text or token ids", param="prompt")
     check_characters(sum(len(one) for one in several if isinstance(one, str)), service.limits, "prompt")
