@@ -19,6 +19,11 @@ def warnings_about(settings: ServeSettings) -> list[str]:
                 f"note: whoever reaches {host}:{port} may use it; ask for a key with --api-key-file, or listen on "
                 f"127.0.0.1 alone"
             )
+    if found and not settings.allowed_hosts:
+        found.append(
+            "note: web pages of others can use it too, through the browser of somebody who reaches it (DNS rebinding); "
+            "name what it may be called by with --allowed-hosts"
+        )
     if keys and not settings.ssl_certfile and local_names(settings.host) is None:
         found.append("note: without --ssl-certfile, API keys travel in the clear")
     if "*" in settings.cors_origin:
