@@ -152,6 +152,7 @@ def test_answers_are_cut_to_the_servers_length(serve: Callable[..., Served]) -> 
         ({"prompt": []}, "prompt"),
         ({"prompt": 3}, "prompt"),
         ({"prompt": ["a"]}, "prompt[0]"),
+        ({"prompt": ["a"] * 4097}, "4,096 parts"),
         ({"prompt": [{"type": "audio_url", "audio_url": "a"}]}, "prompt[0]"),
         ({"prompt": [{"type": "text", "text": 3}]}, "prompt[0]"),
         ({"prompt": [{"type": "image_url"}]}, "prompt[0].image_url"),

@@ -13,7 +13,7 @@ from sightline.data.conversation import Conversation, Message, Text
 from sightline.data.conversation import Part as ConversationPart
 from sightline.engine.inputs import Prompt
 from sightline.server.errors import RequestError
-from sightline.server.openai.parts import PartReader
+from sightline.server.openai.parts import PartReader, check_count
 from sightline.server.service import Service
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE | re.ASCII)
@@ -53,6 +53,7 @@ def read_question(service: Service, value: Any, field: str) -> Question:
         raise RequestError(f"{field} must be a text or a list of parts", param=field)
     if not value:
         raise RequestError(f"{field} is empty; give a text or parts", param=field)
+    check_count([value], field)
     spec = service.llm.model.processor.vision
     reader = PartReader.of(spec, service.fetcher is not None, None, None)
     parts = [_part(reader, part, f"{field}[{place}]") for place, part in enumerate(value)]

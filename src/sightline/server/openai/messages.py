@@ -8,7 +8,7 @@ from typing import Any
 from sightline.data.conversation import Conversation, Message, Text
 from sightline.server.errors import RequestError
 from sightline.server.limits import Limits
-from sightline.server.openai.parts import PartReader
+from sightline.server.openai.parts import PartReader, check_count
 from sightline.server.openai.tools import call_text, result_text
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -25,6 +25,7 @@ def conversation_of(messages: list[dict[str, Any]], parts: PartReader, limits: L
     """
     if len(messages) > limits.max_messages:
         raise RequestError(f"messages may hold {limits.max_messages} messages; send fewer", param="messages")
+    check_count((message.get("content") for message in messages), "messages")
     found: list[Message] = []
     results: Message | None = None
     for number, message in enumerate(messages):

@@ -6,7 +6,7 @@ Nothing is opened here. A client may have its pictures made smaller than the ser
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,17 @@ from sightline.server.errors import RequestError
 _LOW_DETAIL = 512 * 512
 _DETAILS = ("low", "high", "auto", "original")
 _MOST_FRAMES = 1024  # pictures that one clip may be given as
+MOST_PARTS = 4096  # of all messages of a request
 _IMAGES, _VIDEOS = ("image_url", "image", "input_image"), ("video_url", "video")
 KINDS = ("text", "refusal", *_IMAGES, *_VIDEOS)
+
+
+def check_count(contents: Iterable[Any], param: str) -> None:
+    """Raises RequestError where the lists among `contents` hold more parts than are worth walking through."""
+    if sum(len(content) for content in contents if isinstance(content, list)) > MOST_PARTS:
+        raise RequestError(
+            f"{param} may hold {MOST_PARTS:,} parts in all; join texts that follow one another", param=param
+        )
 
 
 @dataclass(frozen=True)

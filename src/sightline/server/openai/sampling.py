@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ _SAME = (
 _COMPLETION_TOKENS = 16  # of a completion without max_tokens, as OpenAI's protocol has it
 MOST_ALLOWED = 65_536  # allowed_token_ids
 _PRIORITIES = 2**31
+_TOKEN_DIGITS = 10  # of a token id as text
 
 
 def chat_sampling(
@@ -141,8 +142,19 @@ def _check_lengths(request: Request, limits: Limits) -> None:
     _check("stop", stops, limits.max_stops, "texts", limits.max_stop_length)
     _check("bad_words", request.bad_words, limits.max_bad_words, "texts", limits.max_stop_length)
     _check("stop_token_ids", request.stop_token_ids, limits.max_stop_ids, "ids")
-    _check("logit_bias", list(request.logit_bias or ()), limits.max_biases, "tokens")
+    _check_biases(request.logit_bias or {}, limits)
     _check("allowed_token_ids", request.allowed_token_ids, MOST_ALLOWED, "ids")
+
+
+def _check_biases(biases: Mapping[str, Any], limits: Limits) -> None:
+    if len(biases) > limits.max_biases:
+        raise RequestError(f"logit_bias may hold {limits.max_biases} tokens; give fewer", param="logit_bias")
+    for token, bias in biases.items():
+        # In the errors of neither stands what the client sent, which may be long.
+        if len(token) > _TOKEN_DIGITS or not (token.isascii() and token.isdigit()):
+            raise RequestError("logit_bias must have token ids as its names", param="logit_bias")
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)):
+            raise RequestError(f"logit_bias.{token} must be a number", param=f"logit_bias.{token}")
 
 
 def _check(name: str, values: Sequence[Any] | None, most: int, what: str, longest: int | None = None) -> None:
