@@ -1,15 +1,14 @@
 """The way of one request's answers from the engine's thread to whoever reads them: a loop, or a waiting thread.
 
-The engine never waits for a reader. What a slow reader has not taken yet is joined to one piece for each answer,
-so that at most the answers themselves are held.
+The engine never waits for a reader. What a slow reader has not taken yet it gets as one piece for each answer, which is
+joined when it is taken: to join each piece as it comes would take as long as all before it, in the engine's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sightline.engine.outputs import Logprob, RequestOutput
@@ -30,15 +29,23 @@ class Delta:
 
     def joined(self, later: Delta) -> Delta:
         """This and a later delta of the same answer as one."""
-        both = self.logprobs is not None or later.logprobs is not None
-        return Delta(
-            self.index,
-            self.text + later.text,
-            self.token_ids + later.token_ids,
-            [*(self.logprobs or []), *(later.logprobs or [])] if both else None,
-            later.finish_reason,
-            later.stop_reason,
-        )
+        return _joined((self, later))
+
+
+def _joined(pieces: Sequence[Delta]) -> Delta:
+    """Deltas of one answer as one."""
+    last = pieces[-1]
+    if len(pieces) == 1:
+        return last
+    told = any(piece.logprobs is not None for piece in pieces)
+    return Delta(
+        last.index,
+        "".join(piece.text for piece in pieces),
+        [token for piece in pieces for token in piece.token_ids],
+        [entry for piece in pieces for entry in piece.logprobs or ()] if told else None,
+        last.finish_reason,
+        last.stop_reason,
+    )
 
 
 class Stream:
@@ -65,7 +72,7 @@ class Stream:
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._event: asyncio.Event | None = None
-        self._inbox: deque[Delta] = deque()
+        self._inbox: dict[int, list[Delta]] = {}  # by answer, the one that has waited longest first
         self._output: RequestOutput | None = None
         self._current: Callable[[], RequestOutput] | None = None
         self._error: BaseException | None = None
@@ -157,12 +164,7 @@ class Stream:
 
     def push(self, delta: Delta, wakeups: Wakeups) -> None:
         with self._changed:
-            for place, waiting in enumerate(self._inbox):
-                if waiting.index == delta.index:
-                    self._inbox[place] = waiting.joined(delta)
-                    break
-            else:
-                self._inbox.append(delta)
+            self._inbox.setdefault(delta.index, []).append(delta)
             self._wake(wakeups)
 
     def end(self, output: RequestOutput | None, wakeups: Wakeups, error: BaseException | None = None) -> None:
@@ -185,8 +187,9 @@ class Stream:
 
     def _take(self) -> Delta | None:
         with self._changed:
-            if self._inbox:
-                return self._inbox.popleft()
+            pieces = self._inbox.pop(next(iter(self._inbox))) if self._inbox else None
+        if pieces is not None:
+            return _joined(pieces)
         self._raise()
         return None
 
