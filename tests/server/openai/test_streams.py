@@ -12,6 +12,7 @@ import pytest
 from asking import about, chunks, data_url, joined_chat, post, whole_chat
 from scripted_exchange import ScriptedExchange, script
 
+from sightline.engine.stream import Stream
 from sightline.server import sse
 from sightline.server.errors import RequestError
 from sightline.server.run import Address
@@ -147,3 +148,27 @@ def test_events_stand_on_one_line_for_every_reader(text: str) -> None:
     for written in (quoted(text), compact(text)):
         assert json.loads(written) == text
         assert len(written.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["chat/completions", "completions"])
+def test_the_usage_of_each_chunk_is_counted_and_not_built_anew(
+    address: Address, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """To build the whole answer for each token of it would take longer and longer."""
+    built: list[int] = []
+    output = Stream.output.fget
+    assert output is not None
+    monkeypatch.setattr(Stream, "output", property(lambda self: built.append(1) or output(self)))
+    body: dict[str, Any] = {"messages": about()} if kind[:4] == "chat" else {"prompt": ["a b", "c"]}
+    body |= {"max_tokens": 40, "ignore_eos": True, "temperature": 1.0, "seed": 2, "return_token_ids": True}
+    options = {"continuous_usage_stats": True, "include_usage": True}
+    parts = chunks(f"{address.url}/{kind}", {**body, "stream_options": options})
+    assert len(built) < 15
+    told = 0
+    for part in parts:
+        told += sum(len(choice.get("token_ids", ())) for choice in part["choices"])
+        assert part["usage"]["completion_tokens"] >= told
+        assert part["usage"]["prompt_tokens"] == parts[-1]["usage"]["prompt_tokens"]
+    *_, last, end = parts
+    assert last["usage"] == end["usage"]
+    assert told == end["usage"]["completion_tokens"]

@@ -12,6 +12,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from sightline.engine.outputs import CompletionOutput
+from sightline.engine.stream import Delta
 from sightline.server.errors import RequestError
 from sightline.server.exchange import Events, Exchange, until_left
 from sightline.server.mindie.errors import body_of
@@ -62,20 +63,22 @@ async def generate(
             return Events(events(exchange, head, details), exchange)
         told = (await exchange.finished()).outputs[0]
         whole = {**head, "text_output": told.text}
-        return JSONResponse({**whole, "details": _details(told)} if details else whole)
+        return JSONResponse({**whole, "details": _details(told, len(told.token_ids))} if details else whole)
 
     return await until_left(http, answer())
 
 
 async def events(exchange: Exchange, head: Mapping[str, Any], details: bool) -> AsyncIterator[str]:
     """An event for each piece of text, written without a blank behind `data:` as MindIE writes them."""
+    tokens = 0  # counted here: to ask for the whole answer at each delta would build it each time
     try:
         async for delta in exchange.deltas():
+            tokens += len(delta.token_ids)
             if not delta.text and delta.finish_reason is None:
                 continue
             value = {**head, "text_output": delta.text}
             if details:
-                value["details"] = _details(exchange.output.outputs[0])
+                value["details"] = _details(delta, tokens)
             yield _event(value)
     except RequestError as error:
         yield _event(body_of(str(error), error.status))
@@ -87,11 +90,11 @@ def _event(value: Mapping[str, Any]) -> str:
     return f"data:{json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def _details(answer: CompletionOutput) -> dict[str, Any]:
+def _details(answer: CompletionOutput | Delta, tokens: int) -> dict[str, Any]:
     ending = {} if answer.finish_reason is None else {"finish_reason": finish_reason_of(answer)}
     return {
         **ending,
-        "generated_tokens": len(answer.token_ids),
+        "generated_tokens": tokens,
         "first_token_cost": None,
         "decode_cost": None,
     }

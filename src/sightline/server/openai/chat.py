@@ -76,7 +76,7 @@ async def answer(service: Service, template: Template, request: ChatRequest) -> 
     if not request.stream:
         return json_response(completion(head, told, await exchange.finished()))
     chunks = Chunks(head, told, params.n)
-    return Events(events(chunks, exchange, running=told.running, interval=request.stream_interval), exchange)
+    return Events(events(chunks, exchange, interval=request.stream_interval), exchange)
 
 
 def json_response(body: dict[str, Any]) -> Response:
@@ -109,9 +109,7 @@ def _told(
     )
 
 
-async def events(
-    chunks: Chunks, exchange: Exchange, *, running: bool = False, interval: int | None = None
-) -> AsyncIterator[str]:
+async def events(chunks: Chunks, exchange: Exchange, *, interval: int | None = None) -> AsyncIterator[str]:
     """A role chunk for each answer, text as it comes, why each ended, and the usage where it is asked for."""
     try:
         for one in chunks.begin(exchange.output):
@@ -120,7 +118,7 @@ async def events(
             if delta is None:
                 yield PING
                 continue
-            for one in chunks.tell(delta, exchange.output if running else None):
+            for one in chunks.tell(delta, lambda: [exchange.output]):
                 yield one
         for one in chunks.end(exchange.output):
             yield one

@@ -11,7 +11,7 @@ from sightline.engine.stream import Delta
 from sightline.server.openai.answers import Pending
 from sightline.server.openai.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs
 from sightline.server.openai.reply import Head
-from sightline.server.openai.usage import timings_of, usage_of
+from sightline.server.openai.usage import RunningUsage, timings_of, usage_of
 from sightline.server.sse import compact, data, quoted
 
 
@@ -114,6 +114,7 @@ class Chunks:
         self._writers = [_Writer(told) for _ in range(count)]
         self._pending = [Pending() for _ in range(count)]
         self._begun = [False] * count
+        self._usage = RunningUsage(silent=told.silent) if told.running else None
         self._plain = told.logprobs is None and not (told.token_ids or told.running or told.silent)
 
     def tell(
@@ -121,6 +122,8 @@ class Chunks:
     ) -> Iterator[str]:
         """What a delta of one prompt brings; `outputs` gives those of all prompts so far, where they are needed."""
         index = number * self._told.n + delta.index
+        if self._usage is not None:
+            self._usage.add(number, delta, outputs)
         if not self._begun[index]:
             self._begun[index] = True
             if self._told.echoed is not None:
@@ -131,7 +134,7 @@ class Chunks:
             return
         if self._told.silent:
             if delta.finish_reason is not None:
-                yield self._chunk(index, "", None, "length", None, {}, outputs)
+                yield self._chunk(index, "", None, "length", None, {})
             return
         pending = self._pending[index]
         pending.add(delta)
@@ -140,7 +143,7 @@ class Chunks:
         new = pending.take()
         logprobs = self._writers[index].tell(new.token_ids, new.logprobs or None)
         ids = {"token_ids": new.token_ids} if self._told.token_ids else {}
-        yield self._chunk(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason, ids, outputs)
+        yield self._chunk(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason, ids)
 
     def end(self, outputs: Sequence[RequestOutput]) -> Iterator[str]:
         """The chunk without choices that tells the usage, where that is wanted."""
@@ -165,7 +168,7 @@ class Chunks:
             more["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
         if self._told.token_ids:
             more["prompt_token_ids"] = output.prompt_token_ids
-        return self._chunk(index, text, logprobs, None, None, more, lambda: [output])
+        return self._chunk(index, text, logprobs, None, None, more)
 
     def _chunk(
         self,
@@ -175,14 +178,13 @@ class Chunks:
         reason: str | None,
         stop: int | str | None,
         more: dict[str, Any],
-        outputs: Callable[[], Sequence[RequestOutput]],
     ) -> str:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         if stop is not None:
             choice["stop_reason"] = stop
         body: dict[str, Any] = {"choices": [{**choice, **more}]}
-        if self._told.running:
-            body["usage"] = usage_of(self._told.seen(outputs()))
+        if self._usage is not None:
+            body["usage"] = self._usage.told()
         elif self._told.usage:
             body["usage"] = None
         return data(f"{self._opening},{compact(body)[1:]}")

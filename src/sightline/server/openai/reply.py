@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from sightline.server.openai.answers import AnswerText, Pending, message_of, new
 from sightline.server.openai.calls import CallPiece, Piece
 from sightline.server.openai.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from sightline.server.openai.tools import Toolbox
-from sightline.server.openai.usage import timings_of, usage_of
+from sightline.server.openai.usage import RunningUsage, timings_of, usage_of
 from sightline.server.sse import compact, data, quoted
 
 Entries = Sequence[dict[int, Logprob]]
@@ -112,37 +112,42 @@ class Chunks:
         self._after = '],"usage":null}' if told.usage else "]}"
         self._texts = [AnswerText(told.toolbox) for _ in range(answers)]
         self._pending = [Pending() for _ in range(answers)]
+        self._usage = RunningUsage() if told.running else None
         self._notes = told.logprobs is not None or told.token_ids
         # Nothing is told but text.
         self._plain = not self._notes and not told.running
 
     def begin(self, output: RequestOutput) -> Iterator[str]:
         """A chunk with the role for each answer."""
+        if self._usage is not None:
+            self._usage.begin([output])
         for index in range(len(self._texts)):
             delta: dict[str, Any] = {"role": "assistant", "content": ""}
             extra = (
                 {"prompt_token_ids": output.prompt_token_ids} if self._told.token_ids and not index else {}
             )
-            yield self._chunk(index, compact(delta), output, more=extra)
+            yield self._chunk(index, compact(delta), more=extra)
             if self._told.echoed:
-                yield self._chunk(index, _content(self._told.echoed), output)
+                yield self._chunk(index, _content(self._told.echoed))
 
-    def tell(self, delta: Delta, output: RequestOutput | None) -> Iterator[str]:
-        """What a delta brings. `output` may be None unless the usage is told in each chunk."""
+    def tell(self, delta: Delta, outputs: Callable[[], Sequence[RequestOutput]]) -> Iterator[str]:
+        """What a delta brings; `outputs` gives the one output so far, where it is needed."""
         index, text = delta.index, self._texts[delta.index]
+        if self._usage is not None:
+            self._usage.add(0, delta, outputs)
         if self._notes:
             self._pending[index].add(delta)
         for piece in text.feed(delta.text):
-            yield self._piece(index, piece, output)
+            yield self._piece(index, piece)
         if delta.finish_reason is None:
             return
         rest, reason = text.finish(delta.finish_reason)
         for piece in rest:
-            yield self._piece(index, piece, output)
+            yield self._piece(index, piece)
         if self._pending[index].token_ids:
-            yield self._chunk(index, _content(""), output)
+            yield self._chunk(index, _content(""))
         more = {"stop_reason": delta.stop_reason} if delta.stop_reason is not None else None
-        yield self._chunk(index, "{}", output, reason, choice=more)
+        yield self._chunk(index, "{}", reason, choice=more)
 
     def end(self, output: RequestOutput) -> Iterator[str]:
         """The chunk without choices that tells the usage, where that is wanted."""
@@ -152,15 +157,14 @@ class Chunks:
                 body["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
             yield data(self._empty + compact(body)[len('{"usage":') :])
 
-    def _piece(self, index: int, piece: Piece, output: RequestOutput | None) -> str:
+    def _piece(self, index: int, piece: Piece) -> str:
         delta = _content(piece) if isinstance(piece, str) else compact({"tool_calls": [_call(piece)]})
-        return self._chunk(index, delta, output)
+        return self._chunk(index, delta)
 
     def _chunk(
         self,
         index: int,
         delta: str,
-        output: RequestOutput | None,
         reason: str | None = None,
         *,
         choice: dict[str, Any] | None = None,
@@ -182,8 +186,8 @@ class Chunks:
                 fields["token_ids"] = new.token_ids
         rest = dict(more or {})
         after = self._after
-        if self._told.running and output is not None:
-            rest["usage"], after = usage_of([output]), "]}"
+        if self._usage is not None:
+            rest["usage"], after = self._usage.told(), "]}"
         return data(
             f'{self._before}{index},"delta":{delta},"logprobs":{told},"finish_reason":{ended}{_fields(fields)}}}'
             f"{after[:-1]}{_fields(rest)}}}"

@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sightline.engine.outputs import RequestOutput
+from sightline.engine.stream import Delta
 
 
 def usage_of(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
     """Token counts of all prompts of a request, with the cached and the vision tokens among the prompts'."""
+    return _usage(outputs, sum(output.completion_tokens for output in outputs))
+
+
+class RunningUsage:
+    """The usage of a request while its answers grow.
+
+    Whole outputs are looked at once a prompt, for to make one takes as long as its answers are: at the prompt's first
+    delta, when it is known what of it was cached.
+
+    Args:
+        silent: the answers are told to be empty.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
+        self._prompts: Sequence[RequestOutput] = ()
+        self._begun: set[int] = set()
+        self._answered = 0
+
+    def begin(self, outputs: Sequence[RequestOutput]) -> None:
+        """The prompts are prepared; no delta has come."""
+        self._prompts = outputs
+
+    def add(self, number: int, delta: Delta, outputs: Callable[[], Sequence[RequestOutput]]) -> None:
+        """Count a delta of one prompt; `outputs` gives those of all prompts so far."""
+        if number not in self._begun:
+            self._begun.add(number)
+            self._prompts = outputs()
+        self._answered += 0 if self._silent else len(delta.token_ids)
+
+    def told(self) -> dict[str, Any]:
+        """As `usage_of`, of what has been counted."""
+        return _usage(self._prompts, self._answered)
+
+
+def _usage(outputs: Sequence[RequestOutput], answer: int) -> dict[str, Any]:
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
-    answer = sum(output.completion_tokens for output in outputs)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": answer,
