@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import openai
 import pytest
@@ -65,3 +67,16 @@ def test_tokens_may_be_told_by_their_ids(client: openai.OpenAI) -> None:
     assert choice.logprobs is not None
     told = [one.token for one in choice.logprobs.content or []]
     assert told == [f"token_id:{token}" for token in choice.token_ids]  # type: ignore[attr-defined]
+
+
+def test_the_names_of_a_request_go_with_it(llm: LLM) -> None:
+    """Kept by themselves, they and their bytes would wait for the collector."""
+    names = TokenNames(llm.get_tokenizer())
+    assert names.values(65) == names.values(65)
+    gone = weakref.ref(names)
+    gc.disable()
+    try:
+        del names
+        assert gone() is None
+    finally:
+        gc.enable()

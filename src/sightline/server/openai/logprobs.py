@@ -23,7 +23,8 @@ class TokenNames:
     def __init__(self, tokenizer: Any, *, as_ids: bool = False) -> None:
         self._tokenizer = tokenizer
         self._as_ids = as_ids
-        self._bytes = lru_cache(maxsize=4096)(self._find_bytes)
+        # Not a cache of the method, which would keep this object, and with it itself, until the collector comes.
+        self._bytes: dict[int, bytes] = {}
 
     def text(self, token: int, entry: Logprob | None = None) -> str:
         if self._as_ids:
@@ -34,7 +35,9 @@ class TokenNames:
 
     def values(self, token: int) -> list[int]:
         """The bytes that the token stands for; half a character has its own."""
-        return list(self._bytes(token))
+        if token not in self._bytes:
+            self._bytes[token] = self._find_bytes(token)
+        return list(self._bytes[token])
 
     def _find_bytes(self, token: int) -> bytes:
         known = _byte_values()
