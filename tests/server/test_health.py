@@ -156,7 +156,10 @@ def test_timed_health_generates_where_nothing_else_does(llm: LLM, monkeypatch: p
         for wrong in ("0", "-1", "601", "x", "1.5", "9" * 99, "000599999", "¹"):
             answer = httpx.get(f"{address.root}/health/timed-{wrong}")
             assert answer.status_code == 400, wrong
-            assert "N from 1 to 600" in answer.json()["error"]["message"].replace("n from", "N from")
+            assert answer.json()["error"]["message"].endswith(
+                ": write /health/timed-N with N from 1 to 600 seconds"
+            )
+        assert httpx.get(f"{address.root}/nothing").json()["error"]["message"] == "GET /nothing: not found"
     assert llm.engine.stats().running == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from http.client import responses
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -17,7 +18,7 @@ from sightline.server import health as health_routes
 from sightline.server.access import Access
 from sightline.server.auth import Auth
 from sightline.server.control import Control, from_no_page, from_this_machine
-from sightline.server.errors import RequestError
+from sightline.server.errors import RequestError, continued
 from sightline.server.gate import Gate, Traffic, local_names
 from sightline.server.health import Health
 from sightline.server.metrics import endpoint as metrics
@@ -140,7 +141,10 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
+        # HTTP's own phrases begin every word large: "Not Found".
+        detail = str(error.detail)
+        detail = detail.lower() if detail == responses.get(error.status_code) else continued(detail)
+        message = f"{request.method} {request.url.path}: {detail}"
         body = body_for(request.url.path, message, error.status_code)
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 

@@ -30,3 +30,8 @@ def error_body(
 ) -> dict[str, Any]:
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def continued(sentence: str) -> str:
+    """A sentence of somebody else's to stand behind a colon: names in it keep their letters."""
+    return sentence[:1].lower() + sentence[1:]

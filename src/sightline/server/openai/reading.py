@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from sightline.server.errors import RequestError
+from sightline.server.errors import RequestError, continued
 from sightline.server.openai.unsupported import check_unsupported
 
 _R = TypeVar("_R", bound=BaseModel)
@@ -43,7 +43,7 @@ def _refusal(error: ValidationError) -> RequestError:
     first = faults[0]["loc"][:1]
     fault = max((one for one in faults if one["loc"][:1] == first), key=lambda one: len(_fields(one["loc"])))
     where = _path(_fields(fault["loc"]))
-    return RequestError(f"{where or 'the body'}: {fault['msg'].lower()}", param=where or None)
+    return RequestError(f"{where or 'the body'}: {continued(fault['msg'])}", param=where or None)
 
 
 def _fields(places: tuple[int | str, ...]) -> list[int | str]:
