@@ -266,6 +266,10 @@ def test_management_stops_the_server(served_llm: LLM) -> None:
         ({"sec-fetch-site": "same-site"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-origin"}, 200),
+        # A browser that does not say who asks, as none does over plain http to another machine.
+        ({"user-agent": "Mozilla/5.0 (X11; Linux x86_64)"}, 403),
+        ({"user-agent": "Mozilla/5.0 (X11; Linux x86_64)", "sec-fetch-site": "none"}, 200),
+        ({"user-agent": "curl/8.5.0"}, 200),
     ],
 )
 def test_on_one_port_only_this_machine_manages(

@@ -37,11 +37,19 @@ class Control:
 def from_no_page(http: Request) -> None:
     """A route's guard: no page but the server's own, since an image's address is enough to send a GET.
 
+    Browsers say which site asks, but not over plain http to another machine; then whatever a browser sends is refused,
+    for what calls itself one no page can change.
+
     Raises:
         RequestError: 403.
     """
-    if http.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        raise RequestError("pages of other sites may not manage this server", status=403)
+    browser = http.headers.get("user-agent", "").startswith("Mozilla/")
+    site = http.headers.get("sec-fetch-site", "unknown" if browser else "none")
+    if site not in ("none", "same-origin"):
+        raise RequestError(
+            "pages of other sites may not manage this server, and over plain http no browser may; use curl",
+            status=403,
+        )
 
 
 def from_this_machine(http: Request) -> None:
