@@ -20,8 +20,10 @@ from sightline.server.errors import RequestError
 from sightline.server.exchange import Exchange, late
 from sightline.server.limits import Limits
 from sightline.server.names import Names
+from sightline.server.threads import Threads
 from sightline.server.worker import Worker
 
+_ASIDE = 8  # calls beside the event loop at a time
 _SLOWEST = 32 * 2**10  # bytes a second that a body's sender must keep to
 
 
@@ -34,6 +36,7 @@ class Service:
         limits: what a request may hold.
         defaults: sampling settings of the checkpoint, for what a request leaves out.
         worker: the open requests.
+        threads: for long work that is not the engine's, such as tokenising; no end of the server waits for them.
         fetcher: gets web addresses and allowed files; None where requests bring their media.
     """
 
@@ -45,6 +48,7 @@ class Service:
         self.limits = limits or Limits()
         self.defaults = llm.get_default_sampling_params()
         self.worker = Worker(llm)
+        self.threads = Threads(_ASIDE, "sightline-aside", _busy)
         self.fetcher = fetcher
         self._controls = [token for token in llm.get_tokenizer().get_added_vocab() if token.startswith("<|")]
 
@@ -169,3 +173,7 @@ class Service:
                 raise RequestError(
                     f"message {number} holds the control token {found}; leave it out", param="messages"
                 )
+
+
+def _busy() -> RequestError:
+    return RequestError("the system gives this server no more threads; try again later", status=503)

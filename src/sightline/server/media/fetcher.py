@@ -24,9 +24,9 @@ from sightline.server.media.local import is_file_url, is_plain_path, read_local
 from sightline.server.media.policy import MediaPolicy
 from sightline.server.media.refusal import Refused
 from sightline.server.media.resolver import CheckedBackend, Resolver, own_addresses
-from sightline.server.media.threads import Threads
 from sightline.server.media.urls import WebAddress, parse_url
 from sightline.server.media.web import WebClient, check_kind
+from sightline.server.threads import Threads
 
 # Sources of a request, of which pictures that stand for a clip's frames may be many.
 _MOST_FETCHES = 1024
@@ -71,7 +71,7 @@ class Fetcher:
         self.policy = policy
         self._web = WebClient(policy, CheckedBackend(resolver, dialer, own_addresses()), tls)
         self._connections = asyncio.Semaphore(policy.connections)
-        self._files = Threads(16, "sightline-media-file")
+        self._files = Threads(16, "sightline-media-file", refusal.busy)
         self._held = 0
 
     async def __aenter__(self) -> Fetcher:

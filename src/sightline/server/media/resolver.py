@@ -14,8 +14,8 @@ import anyio
 import httpcore2
 
 from sightline.server.media.addresses import is_public, parse_address
-from sightline.server.media.refusal import closed_host
-from sightline.server.media.threads import Threads
+from sightline.server.media.refusal import busy, closed_host
+from sightline.server.threads import Threads
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
@@ -28,7 +28,7 @@ class SystemResolver:
     """Looks names up as the system does (its hosts file, its name servers)."""
 
     def __init__(self) -> None:
-        self._threads = Threads(_LOOKUPS, "sightline-lookup")
+        self._threads = Threads(_LOOKUPS, "sightline-lookup", busy)
 
     async def __call__(self, host: str, port: int) -> list[str]:
         """All addresses of `host` in the order of the system's preference; none where it has none.

@@ -7,7 +7,6 @@ that the client is on this machine, and either way behind one that no foreign pa
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ def _add_adapters(routes: APIRouter, service: Service) -> None:
         if name in {entry["id"] for entry in service.names.listed()}:
             raise RequestError(f"{name!r} is a model's name already; choose another", param="lora_name")
         try:
-            await asyncio.to_thread(service.llm.engine.load_adapter, name, Path(folder))
+            await service.threads.run(lambda: service.llm.engine.load_adapter(name, Path(folder)))
         except SightlineError as error:
             raise RequestError(str(error), param="lora_path") from error
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
@@ -122,7 +121,7 @@ def _add_adapters(routes: APIRouter, service: Service) -> None:
                 f"there is no adapter called {name!r}", status=404, param="lora_name", code="not_found"
             )
         try:
-            await asyncio.to_thread(service.llm.engine.unload_adapter, name)
+            await service.threads.run(lambda: service.llm.engine.unload_adapter(name))
         except SightlineError as error:
             raise RequestError(str(error), param="lora_name") from error
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -79,7 +78,8 @@ async def truncated(service: Service, question: Question, tokens: int) -> Questi
             f"parameters.truncate works on a text, and {question.field} is a list of parts; leave it out",
             param="parameters.truncate",
         )
-    ids = await asyncio.to_thread(tokenise, service, prompt.text)
+    text = prompt.text
+    ids = await service.threads.run(lambda: tokenise(service, text))
     return question if len(ids) <= tokens else replace(question, prompt=_of_ids(ids[-tokens:]))
 
 

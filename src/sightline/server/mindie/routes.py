@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,7 +96,7 @@ def _add_models(routes: APIRouter, service: Service) -> None:
                 f"inputs must be a text of 1 to {service.limits.max_prompt_chars:,} characters",
                 param="inputs",
             )
-        return await asyncio.to_thread(_tokens, service, text, values.get("do_decode", True))
+        return await service.threads.run(lambda: _tokens(service, text, values.get("do_decode", True)))
 
 
 def _tokens(service: Service, text: str, decode: bool) -> dict[str, Any]:

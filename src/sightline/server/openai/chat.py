@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -59,7 +58,7 @@ async def answer(service: Service, template: Template, request: ChatRequest) -> 
     if truncated is None:
         asked = template.ask(request, toolbox)
     else:
-        asked = await asyncio.to_thread(template.ask, request, toolbox, truncated=truncated)
+        asked = await service.threads.run(lambda: template.ask(request, toolbox, truncated=truncated))
     try:
         exchange = await service.submit(
             asked.prompt,

@@ -57,7 +57,7 @@ async def answer(service: Service, request: CompletionRequest) -> Response:
     if request.truncate_prompt_tokens is None:
         prompts = prompts_of(request, service)
     else:
-        prompts = await asyncio.to_thread(prompts_of, request, service)
+        prompts = await service.threads.run(lambda: prompts_of(request, service))
     exchanges = await _submit(service, prompts, params, request, form)
     head = Head.new("text_completion", exchanges[0].model, "cmpl", request.request_id)
     told = _told(request, params, prompts, service)

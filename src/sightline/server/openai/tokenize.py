@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -24,12 +23,12 @@ def router(service: Service) -> APIRouter:
     @routes.post("/tokenize", **described(TokenizeRequest, TOKENIZE_ANSWER))
     async def tokenize(http: Request) -> dict[str, Any]:
         request = read_request(await service.body(http), TokenizeRequest)
-        return await asyncio.to_thread(_tokens, service, template, request)
+        return await service.threads.run(lambda: _tokens(service, template, request))
 
     @routes.post("/detokenize", **described(DetokenizeRequest, DETOKENIZE_ANSWER))
     async def detokenize(http: Request) -> dict[str, Any]:
         request = read_request(await service.body(http), DetokenizeRequest)
-        return await asyncio.to_thread(_text, service, request)
+        return await service.threads.run(lambda: _text(service, request))
 
     return routes
 

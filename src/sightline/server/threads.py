@@ -1,7 +1,7 @@
-"""Calls that may block for as long as somebody else likes: name servers, network drives.
+"""Calls that may block for long: name servers, network drives, a tokenizer with megabytes of text.
 
 Each has a thread of its own that ends with it. A thread pool would not do: a call that is stuck would keep the
-process from ending, and one that nobody waits for any more would have to be waited for.
+process from ending, and one that nobody waits for any more would have to be waited for. asyncio.to_thread has one.
 """
 
 from __future__ import annotations
@@ -12,23 +12,27 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from sightline.server.media.refusal import busy
-
 T = TypeVar("T")
 
 
 class Threads:
-    """At most `count` calls at once; the next wait their turn. For one event loop."""
+    """At most `count` calls at once; the next wait their turn. For one event loop.
 
-    def __init__(self, count: int, name: str) -> None:
+    Args:
+        name: of the threads.
+        busy: makes the error that is raised where the system gives no more threads.
+    """
+
+    def __init__(self, count: int, name: str, busy: Callable[[], Exception]) -> None:
         self._turns = asyncio.Semaphore(count)
         self._name = name
+        self._busy = busy
 
     async def run(self, call: Callable[[], T]) -> T:
         """What `call` gives or raises. Cancelled, it goes on by itself and keeps its place until it ends.
 
         Raises:
-            Refused: 503, the system gives no more threads.
+            Exception: `busy`'s.
         """
         await self._turns.acquire()
         loop = asyncio.get_running_loop()
@@ -53,5 +57,5 @@ class Threads:
             threading.Thread(target=work, name=self._name, daemon=True).start()
         except RuntimeError as error:
             self._turns.release()
-            raise busy() from error
+            raise self._busy() from error
         return await waiting
