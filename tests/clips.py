@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -57,6 +58,16 @@ def clip(
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+def damaged(seed: int) -> bytes:
+    """An mp4 whose first frames are whole, and whose later ones stop a decoder that has begun."""
+    data = bytearray(clip(size=(320, 240)))
+    first, last = data.find(b"mdat") + 4, data.find(b"moov") - 8
+    generator = random.Random(seed)
+    for _ in range(300):
+        data[generator.randrange(first + (last - first) // 4, last)] = generator.randrange(256)
+    return bytes(data)
 
 
 def sound() -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import CONTAINERS, clip, level, number_of, sound
+from clips import CONTAINERS, clip, damaged, level, number_of, sound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
@@ -289,3 +290,21 @@ def test_real_videos(shared_data: Path) -> None:
         assert len(frames.images) == sample_count(found, fps=1)
         assert frames.images[0].size == (found.width, found.height)
         assert frames.timestamps == pytest.approx(plan_video(str(path), fps=1).timestamps, abs=0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux does")
+def test_a_decoder_ends_with_its_error_though_that_is_kept() -> None:
+    before, errors = len(list(Path("/proc/self/task").iterdir())), []
+    gc.disable()
+    try:
+        for seed in range(20):
+            try:
+                load_video(damaged(seed))
+            except MediaError as error:
+                errors.append(error)
+        threads = len(list(Path("/proc/self/task").iterdir()))
+    finally:
+        gc.enable()
+    assert len(errors) > 10
+    assert all("truncated or damaged" in str(error) for error in errors)
+    assert threads <= before + 2

@@ -6,6 +6,7 @@ files, because playlists and concat scripts could name other files.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -50,18 +51,34 @@ class VideoHeader:
     duration: float
 
 
-def decoded(
-    source: Source, container: Any, stream: Any, header: VideoHeader, budget: Budget
-) -> Iterator[tuple[Any, float]]:
+class Clip:
+    """An open file and its first video stream.
+
+    A decoder and its threads end with the last reference to its stream; there is no call for that. So this is the only
+    holder: an error that is kept, with all that it came through, keeps a clip that is closed.
+    """
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self.container = container
+        self.stream = stream
+
+    def close(self) -> None:
+        """End the decoder and close the file."""
+        container, self.container, self.stream = self.container, None, None
+        if container is not None:
+            container.close()
+
+
+def decoded(source: Source, clip: Clip, header: VideoHeader, budget: Budget) -> Iterator[tuple[Any, float]]:
     """Every frame in showing order with its time in seconds from the first."""
     import av
 
-    stream.thread_type = "AUTO"
+    clip.stream.thread_type = "AUTO"
     # Streams may change their size on the way; the decoder refuses what the header would not have got away with.
-    stream.codec_context.options = {"max_pixels": str(budget.max_pixels)}
+    clip.stream.codec_context.options = {"max_pixels": str(budget.max_pixels)}
     start = None
     try:
-        for number, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(clip.container.decode(clip.stream)):
             check_time(source, budget)
             time = frame.time if frame.pts is not None else None
             if start is None:
@@ -72,32 +89,59 @@ def decoded(
 
 
 @contextmanager
-def container_of(source: Source, budget: Budget) -> Iterator[tuple[Any, Any]]:
-    import av
+def container_of(source: Source, budget: Budget) -> Iterator[Clip]:
+    """The clip, open for as long as the block runs; its decoder ends with the block, however that ends.
 
+    Raises:
+        MediaError: no video, or none that is read.
+    """
     with opened(bytes_of(source), budget) as file:
         found = sniff(file.read(64))
         if found not in _DEMUXERS:
             raise _not_opened(source, found)
         check_claims(source, file, found, budget)
+        clip = _clip_of(source, file, found, budget)
         try:
-            container = av.open(file, metadata_errors="replace", options=_options(found, budget))
-        except (av.FFmpegError, ValueError, UnicodeError) as error:
-            raise _not_opened(source, found) from error
-        with container:
-            stream = next(iter(container.streams.video), None)
-            if stream is None or stream.codec_context is None:
-                raise MediaError(
-                    f"{describe(source)} has no picture track we can decode; use {VIDEO_FORMATS}",
-                    "unsupported",
-                )
-            if stream.codec_context.codec.name not in _CODECS:
-                raise MediaError(
-                    f"{describe(source)} is encoded in {stream.codec_context.codec.name}, which is not decoded; "
-                    "convert it to H.264",
-                    "unsupported",
-                )
-            yield container, stream
+            _check_stream(source, clip)
+            yield clip
+        except BaseException as error:
+            _clear(error)
+            raise
+        finally:
+            clip.close()
+
+
+def _clear(error: BaseException) -> None:
+    """Let the functions that an error came through forget their variables: a decoded frame keeps its decoder."""
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop()
+        if one is not None:
+            traceback.clear_frames(one.__traceback__)
+            pending.append(one.__cause__)
+
+
+def _clip_of(source: Source, file: Any, found: str, budget: Budget) -> Clip:
+    import av
+
+    try:
+        container = av.open(file, metadata_errors="replace", options=_options(found, budget))
+    except (av.FFmpegError, ValueError, UnicodeError) as error:
+        raise _not_opened(source, found) from error
+    return Clip(container, next(iter(container.streams.video), None))
+
+
+def _check_stream(source: Source, clip: Clip) -> None:
+    if clip.stream is None or clip.stream.codec_context is None:
+        raise MediaError(
+            f"{describe(source)} has no picture track we can decode; use {VIDEO_FORMATS}", "unsupported"
+        )
+    codec = clip.stream.codec_context.codec.name
+    if codec not in _CODECS:
+        raise MediaError(
+            f"{describe(source)} is encoded in {codec}, which is not decoded; convert it to H.264",
+            "unsupported",
+        )
 
 
 def _options(kind: str, budget: Budget) -> dict[str, str]:
@@ -128,50 +172,49 @@ def cut_off(source: Source) -> MediaError:
     return MediaError(f"{describe(source)} is truncated or damaged; replace the file", "truncated")
 
 
-def header_of(source: Source, container: Any, budget: Budget) -> VideoHeader:
-    stream = container.streams.video[0]
-    width, height = stream.codec_context.width, stream.codec_context.height
+def header_of(source: Source, clip: Clip, budget: Budget) -> VideoHeader:
+    width, height = clip.stream.codec_context.width, clip.stream.codec_context.height
     if width < 1 or height < 1:
         raise cut_off(source)
-    frames = stream.frames or _count_packets(source, container, stream, budget)
+    frames = clip.stream.frames or _count_packets(source, clip, budget)
     if frames < 1:
         raise MediaError(f"{describe(source)} has no frames; replace the file", "truncated")
-    seconds = _seconds(container, stream)
-    rate = stream.average_rate or stream.guessed_rate
+    seconds = _seconds(clip)
+    rate = clip.stream.average_rate or clip.stream.guessed_rate
     fps = float(rate) if rate else (frames / seconds if seconds else 25.0)
     header = VideoHeader(width, height, fps, frames, seconds or frames / fps)
     _check_budget(source, header, budget)
-    return _rotated(source, header, container, budget)
+    return _rotated(source, header, clip, budget)
 
 
-def _rotated(source: Source, header: VideoHeader, container: Any, budget: Budget) -> VideoHeader:
-    if "mp4" not in container.format.name:
+def _rotated(source: Source, header: VideoHeader, clip: Clip, budget: Budget) -> VideoHeader:
+    if "mp4" not in clip.container.format.name:
         return header
     with opened(bytes_of(source), budget) as file:
         sideways = mp4_rotation(file, file.seek(0, 2)) % 180 == 90
     return replace(header, width=header.height, height=header.width) if sideways else header
 
 
-def _count_packets(source: Source, container: Any, stream: Any, budget: Budget) -> int:
+def _count_packets(source: Source, clip: Clip, budget: Budget) -> int:
     import av
 
     count = 0
     try:
-        for packet in container.demux(stream):
+        for packet in clip.container.demux(clip.stream):
             check_time(source, budget)
             count += packet.size > 0
             if count > budget.max_frames:
                 break
-        container.seek(0)
+        clip.container.seek(0)
     except av.FFmpegError as error:
         raise cut_off(source) from error
     return count
 
 
-def _seconds(container: Any, stream: Any) -> float:
-    if stream.duration and stream.time_base:
-        return float(stream.duration * Fraction(stream.time_base))
-    return container.duration / 1e6 if container.duration else 0.0
+def _seconds(clip: Clip) -> float:
+    if clip.stream.duration and clip.stream.time_base:
+        return float(clip.stream.duration * Fraction(clip.stream.time_base))
+    return clip.container.duration / 1e6 if clip.container.duration else 0.0
 
 
 def _check_budget(source: Source, header: VideoHeader, budget: Budget) -> None:

@@ -89,8 +89,8 @@ def video_header(source: Source | tuple[Source, ...] | Video, budget: Budget = D
         width, height = image_size(clip.source[0], budget)
         rate = clip.fps or FPS
         return VideoHeader(width, height, rate, len(clip.source), len(clip.source) / rate)
-    with container_of(clip.source, budget) as (container, _):
-        return header_of(clip.source, container, budget)
+    with container_of(clip.source, budget) as file:
+        return header_of(clip.source, file, budget)
 
 
 def verify_video(
@@ -110,8 +110,8 @@ def verify_video(
         if not is_complete(file, format, file.seek(0, 2)):
             raise cut_off(clip.source)
     if decode:
-        with container_of(clip.source, budget) as (container, stream):
-            frames = sum(1 for _ in decoded(clip.source, container, stream, header, budget))
+        with container_of(clip.source, budget) as file:
+            frames = sum(1 for _ in decoded(clip.source, file, header, budget))
         if frames < header.frames * _ENOUGH:
             raise cut_off(clip.source)
     return header
@@ -164,13 +164,13 @@ def load_video(
     max_frames = min(clip.max_frames or max_frames, budget.max_frames)
     if isinstance(clip.source, tuple):
         return _load_pictures(clip.source, clip.fps or fps, max_frames, budget, transform)
-    with container_of(clip.source, budget) as (container, stream):
-        header = header_of(clip.source, container, budget)
+    with container_of(clip.source, budget) as file:
+        header = header_of(clip.source, file, budget)
         count = sample_count(header, fps=clip.fps or fps, max_frames=max_frames, min_frames=min_frames)
         if transform is None:
             _check_kept(clip.source, count, header, budget)
         indices = sample_indices(header.frames, count)
-        frames = decoded(clip.source, container, stream, header, budget)
+        frames = decoded(clip.source, file, header, budget)
         kept = _keep(clip.source, frames, header, indices, transform)
     images, times = [], []
     for index in indices:
