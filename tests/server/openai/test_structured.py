@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any, Literal
 
+import httpx
 import openai
 import pytest
 from asking import about, post, refusal
@@ -132,3 +133,21 @@ def test_wrong_forms_are_named(address: Address, form: dict[str, Any], param: st
     body = {"messages": about(), "max_tokens": 3, **form}
     assert refusal(f"{address.url}/chat/completions", body) == (400, param)
     assert refusal(f"{address.url}/completions", {"prompt": "a", **form}) == (400, param)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_followed_while_answering_is_the_clients(address: Address, stream: bool) -> None:
+    """Only behind the first property's value does it show that the schema is too much."""
+    wide = {"type": "object", "properties": {f"p{number}": {"type": "null"} for number in range(900)}}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "maxLength": 1}, "b": wide},
+        "required": ["a", "b"],
+    }
+    form = {"structured_outputs": {"json": schema, "disable_any_whitespace": True}}
+    body = {"messages": about(), "max_tokens": 40, "stream": stream, **form}
+    reply = httpx.post(f"{address.url}/chat/completions", json=body, timeout=60)
+    assert reply.status_code == (200 if stream else 400), reply.text
+    assert "cannot be followed any further: too much may come next" in reply.text
+    assert "make it simpler" in reply.text
+    assert "invalid_request_error" in reply.text

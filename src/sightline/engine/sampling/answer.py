@@ -110,13 +110,19 @@ class Answer:
         if stop is not None:
             self.finish("stop", stop)
         elif self.rules.structure is not None and self.rules.structure.astray:
-            # It was allowed a moment ago, so this is never seen; to go on as free text would be worse.
-            self.error = "the answer left the form that structured_outputs asks for; make that simpler"
-            self.finish("error")
+            self._leave(self.rules.structure.error)
         elif self.rules.structure is not None and self.rules.structure.complete:
             self.finish("stop")
         elif len(self._output.token_ids) >= self._limit:
             self.finish("length")
+
+    def _leave(self, cause: str | None) -> None:
+        """End it: the token was allowed a moment ago, but behind it the form holds more than can be followed."""
+        self.error = "the answer left the form that structured_outputs asks for; make that simpler"
+        if cause is not None:
+            self.error = f"structured_outputs cannot be followed any further: {cause}; make it simpler"
+            self.forbidden = True
+        self.finish("error")
 
     def _add(self, token: int) -> str | None:
         if not self.params.detokenize:

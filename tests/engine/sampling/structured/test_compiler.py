@@ -37,6 +37,12 @@ def compiler() -> Iterator[Compiler]:
     made.close()
 
 
+def optional(count: int) -> dict[str, Any]:
+    """An object of which each property may be left out; of 500 and more llguidance cannot follow the bracket."""
+    names = [f"p{number}" for number in range(count)]
+    return {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+
+
 def nested(depth: int) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(depth):
@@ -83,6 +89,14 @@ def test_what_compiles(compiler: Compiler, given: dict[str, Any]) -> None:
         ({"json": {"$ref": "#"}}, "no text satisfies it"),
         ({"json": {"$ref": "#/$defs/none"}}, ""),
         ({"json_object": True, "whitespace_pattern": "("}, ""),
+        ({"json": optional(800)}, "hundreds of optional properties; make it simpler"),
+        (
+            {
+                "json": {"type": "array", "items": optional(800), "minItems": 1},
+                "disable_any_whitespace": True,
+            },
+            "optional properties",
+        ),
         ({"grammar": "hello"}, "neither a rule start"),
         ({"grammar": 'root ::= "a'}, "Unexpected end of input"),
         ({"grammar": 'root ::= other\nthis ::= "a"'}, "Rule 'other' not found"),

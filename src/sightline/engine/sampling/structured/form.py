@@ -85,6 +85,8 @@ def error_of(machine: Any) -> str | None:
         return None
     if "NoExtension" in (machine.stop_reason(), machine.get_error()[:11]):
         return "no text satisfies it"
+    if "Current row has" in machine.get_error():
+        return "too much may come next at one place, such as hundreds of optional properties"
     return words_of(machine.get_error())
 
 

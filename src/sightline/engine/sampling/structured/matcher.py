@@ -118,8 +118,11 @@ class Matcher:
 
     def push(self, token: int) -> None:
         """The answer grows by `token`."""
-        if self._astray or token in self._grammar.vocabulary.end_tokens or not self._take(token):
+        if self._astray or token in self._grammar.vocabulary.end_tokens:
             self._astray += 1
+        elif not self._take(token):
+            self._astray += 1
+            self.error = error_of(self._machine)
         else:
             self._tokens.append(token)
 

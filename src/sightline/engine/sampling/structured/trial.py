@@ -188,8 +188,20 @@ def _try(source: dict[str, Any], tokenizer: Any) -> dict[str, str]:
     machine = LLMatcher(tokenizer, grammar, log_level=0, limits=parser_limits())
     if not machine.is_error():
         machine.compute_bitmask()
-    error = error_of(machine)
+    error = error_of(machine) or _begun(machine, tokenizer)
     return {"grammar": grammar} if error is None else {"error": error}
+
+
+def _begun(machine: Any, tokenizer: Any) -> str | None:
+    """Why the grammar cannot be followed behind the bracket that opens an object or an array, where it cannot."""
+    for bracket in "{[":
+        copy = machine.deep_copy()
+        if copy.try_consume_tokens(tokenizer.tokenize_str(bracket)):
+            copy.compute_bitmask()
+        error = error_of(copy)
+        if error is not None:
+            return f"{error}; make it simpler"
+    return None
 
 
 if __name__ == "__main__":
