@@ -164,10 +164,36 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     """The adapter's adapter_config.json.
 
     Raises:
-        SightlineError: not an adapter folder.
+        SightlineError: not an adapter folder, or its ranks and scales are no numbers.
     """
     absent = f"{folder} is not an adapter folder: it has no adapter_config.json"
-    return read_json(Path(folder) / "adapter_config.json", absent)
+    settings = read_json(Path(folder) / "adapter_config.json", absent)
+    if settings.get("peft_type", "LORA") == "LORA":
+        _check_numbers(folder, settings)
+    return settings
+
+
+def _check_numbers(folder: str | Path, settings: dict[str, Any]) -> None:
+    for name, patterns, whole in (("r", "rank_pattern", True), ("lora_alpha", "alpha_pattern", False)):
+        if name in settings:
+            _check_number(folder, name, settings[name], whole)
+        given = settings.get(patterns) or {}
+        if not isinstance(given, dict):
+            raise SightlineError(
+                f"{folder}/adapter_config.json: {patterns} must be an object, not {_shown(given)}"
+            )
+        for value in given.values():
+            _check_number(folder, f"a value of {patterns}", value, whole)
+
+
+def _check_number(folder: str | Path, name: str, value: Any, whole: bool) -> None:
+    kinds, words = ((int,), "a whole number of 1 or more") if whole else ((int, float), "a number")
+    if type(value) not in kinds or not (value >= 1 if whole else math.isfinite(value)):
+        raise SightlineError(f"{folder}/adapter_config.json: {name} must be {words}, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
 
 
 def other_method(settings: dict[str, Any]) -> str | None:
