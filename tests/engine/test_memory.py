@@ -113,6 +113,18 @@ def test_a_length_that_was_not_asked_for_shrinks() -> None:
         (Card(free=2**20), {}, SightlineError, "gpu_memory_utilization 0.9"),
         (Card(), {"kv_cache_memory_bytes": 5}, SightlineError, "kv_cache_memory_bytes"),
         (Card("cpu", free=5), {}, SightlineError, "cpu_memory_share"),
+        (
+            Card("cpu"),
+            {"kv_cache_memory_bytes": "900GiB"},
+            UsageError,
+            "kv_cache_memory_bytes 900.00 GiB is more than the 7.00 GiB of memory left on cpu; lower it",
+        ),
+        (
+            Card(),
+            {"kv_cache_memory_bytes": "8GiB"},
+            UsageError,
+            "more than the 7.00 GiB of memory left on cuda",
+        ),
     ],
 )
 def test_too_little_memory(card: Card, options: dict[str, Any], kind: type[Exception], words: str) -> None:

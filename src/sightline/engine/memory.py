@@ -105,11 +105,12 @@ def size_cache(
 
     Raises:
         SightlineError: too little memory is left; the text gives the numbers and the setting to change.
-        UsageError: max_model_len was asked for and does not fit.
+        UsageError: max_model_len was asked for and does not fit, or more memory than there is.
     """
     most = needs.blocks_for(needs.max_model_len) * (settings.max_num_seqs or 1)
     if settings.kv_cache_memory_bytes is not None:
         free = int(settings.kv_cache_memory_bytes)
+        _check_given(free, accelerator)
         source = f"kv_cache_memory_bytes {_gib(free)}"
         return _fitted(free // needs.bytes_per_block, needs, source, "raise it")
     if accelerator.kind == "cpu":
@@ -124,6 +125,17 @@ def size_cache(
         )
         advice = "raise it, or lower max_num_batched_tokens or max_pixels"
     return _fitted(min(most, max(0, free) // needs.bytes_per_block), needs, source, advice)
+
+
+def _check_given(wanted: int, accelerator: Accelerator) -> None:
+    """A system promises memory that it does not have, and ends the process when that is used."""
+    accelerator.empty_cache()
+    left = accelerator.memory().free
+    if wanted > left:
+        raise UsageError(
+            f"kv_cache_memory_bytes {_gib(wanted)} is more than the {_gib(left)} of memory left on {accelerator}; "
+            "lower it, or leave it out"
+        )
 
 
 def _free_on_device(
