@@ -270,7 +270,7 @@ def halve(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         (lambda folder: edit_settings(folder, lora_alpha=None), "lora_alpha must be a number, not None"),
         (lambda folder: edit_settings(folder, r=0), "r must be a whole number of 1 or more, not 0"),
         (lambda folder: edit_settings(folder, r=True), "r must be a whole number of 1 or more, not True"),
-        (lambda folder: edit_settings(folder, rank_pattern=[1]), "rank_pattern must be an object, not [1]"),
+        (lambda folder: edit_settings(folder, rank_pattern=[1]), "rank_pattern must be an object"),
         (
             lambda folder: edit_settings(folder, alpha_pattern={"q_proj": "y"}),
             "a value of alpha_pattern must be",
