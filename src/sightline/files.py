@@ -120,10 +120,20 @@ def read_object(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise SightlineError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
+        check_fetched(path)
         raise SightlineError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise SightlineError(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def check_fetched(path: Path) -> None:
+    """Raises SightlineError where a file is what git leaves in a large file's place until Git LFS has fetched it."""
+    with path.open("rb") as file:
+        if file.read(30).startswith(b"version https://git-lfs"):
+            raise SightlineError(
+                f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull in its folder"
+            )
 
 
 def write_json(path: str | Path, value: Any) -> None:

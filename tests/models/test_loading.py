@@ -19,6 +19,8 @@ from sightline.hardware.accelerator import Accelerator
 from sightline.models.loading import load_model
 from sightline.models.processor import load_processor
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
 
 @pytest.fixture
 def folder(tiny_folder: Path, tmp_path: Path) -> Path:
@@ -137,6 +139,8 @@ def _other_shape(path: Path) -> None:
     [
         (_truncate, "is cut off: "),
         (lambda path: path.write_bytes(b""), "is cut off or not a safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "model.safetensors is cut off"),
+        (lambda path: path.write_text(POINTER), "model.safetensors is a pointer of Git LFS"),
         (_without_tensor, "lack 1 tensors, first"),
         (_other_shape, "down_proj"),
     ],
@@ -164,7 +168,23 @@ def test_wrong_dtype_names_and_devices(folder: Path, monkeypatch: pytest.MonkeyP
 def test_no_tokenizer(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    assert str(folder) in refused(folder)
+    assert f"{folder} has no tokenizer.json; copy it" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_files_that_were_not_fetched(folder: Path, name: str) -> None:
+    (folder / name).write_text(POINTER)
+    assert f"{folder / name} is a pointer of Git LFS, not the file itself; run git lfs pull" in refused(
+        folder
+    )
+
+
+def test_a_broken_chat_template_is_found_at_the_start(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages }}\n{% for x in %}")
+    assert f"the chat template in {folder} is broken in line 2: " in refused(folder)
+    # What a template refuses is the conversation's matter.
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no system message') }}")
+    load_processor(folder)
 
 
 def test_tokenizer_of_another_kind(folder: Path) -> None:

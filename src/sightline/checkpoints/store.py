@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sightline.checkpoints.entry import DTYPES, Entry
 from sightline.checkpoints.opened import OpenFiles
 from sightline.errors import SightlineError
-from sightline.files import read_object
+from sightline.files import check_fetched, read_object
 
 if TYPE_CHECKING:
     import torch
@@ -159,6 +159,7 @@ def _header(file: Path) -> dict[str, Entry]:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if not 2 <= length <= size - 8:
+                check_fetched(file)
                 raise SightlineError(f"{file} is cut off or not a safetensors file; download it again")
             header = json.loads(opened.read(length), object_pairs_hook=_once)
     except (OSError, ValueError) as error:

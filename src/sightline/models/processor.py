@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from sightline.data.conversation import Conversation, Image, Video
+from sightline.data.conversation import Conversation, Image, Message, Text, Video
 from sightline.data.vision_spec import VisionSpec
 from sightline.errors import SightlineError, first_line
+from sightline.files import check_fetched
 from sightline.models.families import Family, family_of
 from sightline.models.patches import Layout, Patched, joined, open_medium, patch_medium, plan_medium
 from sightline.models.positions import RopePositions
@@ -218,6 +219,7 @@ def load_processor(
     folder = Path(folder)
     family = family_of(folder)
     vision = VisionSpec.from_folder(folder, family.model_type, max_pixels=max_pixels, min_pixels=min_pixels)
+    _check_tokenizer(folder)
     try:
         config = AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -226,7 +228,33 @@ def load_processor(
             f"cannot read configuration or tokenizer in {folder}: {first_line(error)}"
         ) from error
     _find_template(folder, tokenizer)
-    return Processor(folder, family, config, tokenizer, vision)
+    processor = Processor(folder, family, config, tokenizer, vision)
+    _check_template(processor)
+    return processor
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """What transformers says of a folder without a tokenizer names none of the files that it looks for."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        check_fetched(path)
+    elif not (folder / "vocab.json").is_file():
+        raise SightlineError(f"{folder} has no tokenizer.json; copy it from the original checkpoint")
+
+
+def _check_template(processor: Processor) -> None:
+    """Raises SightlineError where the chat template is no template at all: each request would fail of it."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        processor.prompt.render([Message("user", [Text("?")])], generate=True)
+    except SightlineError as error:
+        fault = error.__cause__
+        if isinstance(fault, TemplateSyntaxError):
+            raise SightlineError(
+                f"the chat template in {processor.folder} is broken in line {fault.lineno}: {first_line(fault)}; "
+                "copy chat_template.jinja from the original checkpoint"
+            ) from fault
 
 
 def _find_template(folder: Path, tokenizer: Any) -> None:
