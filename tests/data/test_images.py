@@ -408,3 +408,11 @@ def test_an_open_picture_is_used_by_one_thread_at_a_time(monkeypatch: pytest.Mon
         thread.join(10)
     assert sizes == [(20, 30)] * 6
     assert set(together) == {1}
+
+
+def test_the_limit_is_ours_where_the_reader_has_its_own() -> None:
+    buffer = io.BytesIO()
+    Pillow.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    with pytest.raises(MediaError, match="more pixels than the 1,000 allowed; scale it down") as caught:
+        open_image(buffer.getvalue(), Budget(max_pixels=1000))
+    assert "Pillow" not in str(caught.value)

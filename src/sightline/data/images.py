@@ -122,7 +122,7 @@ def _header(source: Source, budget: Budget, *, pixels: bool = False) -> Iterator
         check_claims(source, file, kind, budget)
         if pixels:
             check_claims(source, file, kind, budget, pixels=True)
-        with _readable(source, kind):
+        with _readable(source, kind, budget):
             picture = Pillow.open(file, formats=[_FORMATS[kind]])
             _check_pixels(source, picture.size, budget)
             _check_tiles(source, picture, budget)
@@ -145,7 +145,7 @@ _OPEN_LOCKS = [threading.RLock() for _ in range(64)]
 
 
 @contextmanager
-def _readable(source: Source, kind: str | None = None) -> Iterator[None]:
+def _readable(source: Source, kind: str | None = None, budget: Budget = DEFAULT) -> Iterator[None]:
     """Turn whatever a parser throws at damaged bytes into one MediaError."""
     try:
         yield
@@ -154,8 +154,9 @@ def _readable(source: Source, kind: str | None = None) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise _not_identified(source, kind) from error
     except Pillow.DecompressionBombError as error:
+        most = min(budget.max_pixels, 2 * (Pillow.MAX_IMAGE_PIXELS or budget.max_pixels))
         raise MediaError(
-            f"{describe(source)} has more pixels than Pillow opens; scale it down", "too-large"
+            f"{describe(source)} has more pixels than the {most:,} allowed; scale it down", "too-large"
         ) from error
     except MemoryError as error:
         raise MediaError(

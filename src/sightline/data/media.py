@@ -35,12 +35,14 @@ VIDEO_KINDS = frozenset({"mp4", "avi", "mkv", "wmv"})
 class MediaError(SightlineError):
     """A picture or video that cannot be used.
 
-    `kind` is what `data check` counts it under: missing, unreadable, truncated, unsupported or too-large.
+    `kind` is what `data check` counts it under: missing, unreadable, truncated, unsupported or too-large. `medium` is
+    the place of one among several, counted from 0: ("image", 1) is the second image of a prompt.
     """
 
-    def __init__(self, text: str, kind: str = "unreadable") -> None:
+    def __init__(self, text: str, kind: str = "unreadable", *, medium: tuple[str, int] | None = None) -> None:
         super().__init__(text)
         self.kind = kind
+        self.medium = medium
 
 
 class Named(bytes):

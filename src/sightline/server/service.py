@@ -11,7 +11,8 @@ from typing import Any
 
 from fastapi import Request
 
-from sightline.data.conversation import Conversation, Part
+from sightline.data.conversation import Conversation, Image, Part, Video
+from sightline.data.media import MediaError
 from sightline.engine.inputs import Prompt
 from sightline.engine.llm import LLM
 from sightline.engine.sampling.params import SamplingParams
@@ -19,6 +20,7 @@ from sightline.server import access
 from sightline.server.errors import RequestError
 from sightline.server.exchange import Exchange, late
 from sightline.server.limits import Limits
+from sightline.server.media.fetcher import openai_field
 from sightline.server.names import Names
 from sightline.server.threads import Threads
 from sightline.server.worker import Worker
@@ -120,7 +122,7 @@ class Service:
         """
         given = time.perf_counter()
         self.names.find(model)
-        conversation = prompt if isinstance(prompt, Conversation) else prompt.media
+        conversation = asked = prompt if isinstance(prompt, Conversation) else prompt.media
         self._check_texts(conversation)
         # What was fetched counts until the engine has opened it: in its line the bytes are as large as on their way.
         async with self._with_media(conversation, where) as conversation:
@@ -141,7 +143,13 @@ class Service:
             )
             exchange = Exchange(stream, served.name, limits.request_seconds, spent=fetched)
             access.remember(exchange, conversation)
-            await exchange.opened()
+            try:
+                await exchange.opened()
+            except RequestError as error:
+                if not isinstance(error.__cause__, MediaError):
+                    raise
+                field = _field_of(error.__cause__, asked, where or openai_field)
+                raise RequestError(str(error), param=field) from error.__cause__
         return exchange
 
     @asynccontextmanager
@@ -173,6 +181,21 @@ class Service:
                 raise RequestError(
                     f"message {number} holds the control token {found}; leave it out", param="messages"
                 )
+
+
+def _field_of(error: MediaError, conversation: Conversation, where: Callable[[int, int, Part], str]) -> str:
+    """The client's field of the medium that an error of the engine is about."""
+    kinds = {"image": Image, "video": Video}
+    if error.medium is None:
+        return "messages"
+    kind, number = error.medium
+    fields = [
+        where(i, j, part)
+        for i, message in enumerate(conversation.messages)
+        for j, part in enumerate(message.parts)
+        if isinstance(part, kinds[kind])
+    ]
+    return fields[number]
 
 
 def _busy() -> RequestError:

@@ -174,7 +174,7 @@ class MediaPreparer:
             },
         )
 
-    def _check_sizes(self, fetched: Fetched, keys: list[bytes], names: list[str]) -> None:
+    def _check_sizes(self, fetched: Fetched, keys: list[bytes], names: list[_Name]) -> None:
         """By headers alone: decoded, what is too large might take more memory than there is."""
         spec, total = self.processor.vision, 0
         pixels = {"image": 0, "video": 0}
@@ -182,7 +182,7 @@ class MediaPreparer:
             kept = self.cache.peek(key)
             with _naming(name):
                 layout = kept.layout if kept else plan_medium(spec, medium, fetched.budget)
-            self.limits.check_size(spec, layout, name or f"the {layout.kind}")
+            self.limits.check_size(spec, layout, str(name) or f"the {layout.kind}")
             total += layout.tokens
             pixels[layout.kind] += layout.pixels
         check_pixels(pixels, fetched.budget)
@@ -261,25 +261,38 @@ def _settle(tokenizer: Any) -> None:
         backend.encode_special_tokens = tokenizer.split_special_tokens
 
 
-def _named(media: Conversation) -> Iterator[tuple[str, Image | Video]]:
-    """The images, then the videos, each with the name that errors give it; one alone needs none."""
+@dataclass(frozen=True)
+class _Name:
+    """What errors call a medium: its kind and number among those of its kind, counted from 0."""
+
+    kind: str
+    number: int
+    several: bool
+
+    def __str__(self) -> str:
+        """One alone needs none."""
+        return f"{self.kind} {self.number + 1} of the prompt" if self.several else ""
+
+
+def _named(media: Conversation) -> Iterator[tuple[_Name, Image | Video]]:
+    """The images, then the videos, each with its name."""
     images, videos = media.images, media.videos
     several = len(images) + len(videos) > 1
-    for number, image in enumerate(images, 1):
-        yield f"image {number} of the prompt" if several else "", image
-    for number, video in enumerate(videos, 1):
-        yield f"video {number} of the prompt" if several else "", video
+    for number, image in enumerate(images):
+        yield _Name("image", number, several), image
+    for number, video in enumerate(videos):
+        yield _Name("video", number, several), video
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def _naming(name: _Name) -> Iterator[None]:
     """Say in an error which medium it is about."""
     try:
         yield
-    except MediaError as error:
-        raise MediaError(f"{name}: {error}" if name else str(error), error.kind) from error
     except SightlineError as error:
-        raise SightlineError(f"{name}: {error}" if name else str(error)) from error
+        kind = error.kind if isinstance(error, MediaError) else "unsupported"
+        text = f"{name}: {error}" if name.several else str(error)
+        raise MediaError(text, kind, medium=(name.kind, name.number)) from error
 
 
 def _read(medium: Image | Video, budget: Budget) -> Image | Video:
