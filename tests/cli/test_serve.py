@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -269,3 +270,53 @@ def test_what_is_given_is_what_is_used(capsys: pytest.CaptureFixture[str], tmp_p
         f"limit_mm_per_prompt: {json.dumps({'image': 2})}",
     ):
         assert f"\n{line}\n" in text
+
+
+@pytest.mark.parametrize("output", ["closed", "full", "left"])
+def test_it_serves_and_ends_well_whatever_stdout_is(tiny_folder: Path, output: str) -> None:
+    if output == "full" and not Path("/dev/full").exists():
+        pytest.skip("a file that is always full is Linux's")
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "sightline.cli.app",
+        "serve",
+        "--model",
+        str(tiny_folder),
+        *SMALL,
+        "--port",
+        port,
+    ]
+    where = {"closed": ">&-", "full": ">/dev/full", "left": ""}[output]
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f"exec {shlex.join(command)} {where}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and process.poll() is None:
+            with suppress(httpx.TransportError):
+                if httpx.get(f"http://127.0.0.1:{port}/v2/health/ready").status_code == 200:
+                    break
+            time.sleep(0.1)
+        time.sleep(0.3)  # so that the ready line is behind it
+        process.terminate()
+        assert process.wait(30) == 0, errors_of(process)
+        assert "Error" not in errors_of(process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def free_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return str(taken.getsockname()[1])

@@ -141,7 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         code = build().main(arguments, prog_name="sightline", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed before the start
+            sys.stdout.flush()
     except BrokenPipeError:
         code = _stop_writing()
     except BaseException as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
@@ -52,7 +54,10 @@ def command(config: Path | None = None, print_config: bool = False, **options: A
 def _say_ready(addresses: dict[str, Address]) -> None:
     api = addresses[""]
     others = [f"{prefix.rstrip('_')} at {address.root}" for prefix, address in addresses.items() if prefix]
-    typer.echo(f"ready: {api.model} at {', '.join([api.url, *others])} (Ctrl-C stops)")
+    try:
+        typer.echo(f"ready: {api.model} at {', '.join([api.url, *others])} (Ctrl-C stops)")
+    except OSError:  # nobody reads it any more, or the disk is full; what waits to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parameters() -> list[inspect.Parameter]:
