@@ -92,6 +92,9 @@ def test_peaks() -> None:
     # Eight tokens in two chunks are four each.
     found = summarize(Measured([answered(100.0, 0.5, [1.0], tokens=8)], 2.0, 100.0))
     assert found["max_output_tokens_per_s"] == 4
+    # Within half a second come four tokens: eight a second.
+    found = summarize(Measured([answered(100.0, 0.2, [0.1, 0.1, 0.1])], 0.5, 100.0))
+    assert found["max_output_tokens_per_s"] == found["output_throughput"] == 8
 
 
 def test_stages_are_read_in_milliseconds_and_seconds() -> None:
