@@ -340,11 +340,11 @@ def test_a_missing_api_key_is_asked_for(watched: Watched, fake: Fake) -> None:
     watched.expected.append(FAILED)
     fake.key = "secret"
     page = watched.open(fake.url)
-    page.locator("#key-dialog[open]").wait_for()
+    page.locator("#key-dialog[open] #key-field:focus").wait_for()
     page.keyboard.press("Escape")
     ask(page, "a")
     page.get_by_role("button", name="Enter API key").click()
-    page.fill("#key-field", "secret")
+    page.keyboard.type("secret")
     page.keyboard.press("Enter")
     wait_for_answer(page, "Hello.")
     assert page.locator("#server-problem").is_hidden()

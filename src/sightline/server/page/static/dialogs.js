@@ -104,6 +104,7 @@ export function askKey(current) {
   field.value = current;
   dialog.returnValue = "";
   dialog.showModal();
+  field.focus(); // the browser takes the first button, which closes
   return new Promise((resolve) => {
     const form = $("key-form");
     const submit = (event) => {
