@@ -248,7 +248,9 @@ class AccessOptions(_Group):
         "and VLLM_API_KEY, which no other user of the machine can read.",
         secret=True,
     )
-    api_key_file: Text | None = option(None, "A file of keys, one a line; # begins a comment.")
+    api_key_file: Text | None = option(
+        None, "A file of keys, one a line; lines that begin with # are comments."
+    )
     allowed_hosts: Texts = option(
         [],
         "A name the server may be called by. Repeatable; without any, every name, or on 127.0.0.1 the local ones.",
@@ -316,7 +318,9 @@ class RunOptions(_Group):
     stall_seconds: Seconds = option(25.0, "Without a sign of life after which a busy engine counts as stuck.")
     access_log: bool = option(True, "Log one line for each request, without its texts.")
     log_prompts: bool = option(False, "Log the texts of prompts and answers too (never pictures).")
-    log_level: Literal["debug", "info", "warning", "error"] = option("info", "How much is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = option(
+        "info", "How much is logged: debug, info, warning or error."
+    )
     mindie_metrics: bool = option(False, "Tell /metrics under MindIE's names beside vLLM's.")
     full_text: bool = option(False, "Streams of MindIE's /generate repeat the whole text in each piece.")
 
