@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -142,7 +143,7 @@ def test_a_timer_that_is_left_keeps_nothing_of_its_request() -> None:
     timers: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        access.remember(object(), Conversation([Message("user", [Text(SECRET)])]))  # type: ignore[arg-type]
+        access.remember(SimpleNamespace(output_so_far=None), Conversation([Message("user", [Text(SECRET)])]))  # type: ignore[arg-type]
         timers.append(asyncio.get_running_loop().call_later(600, print))
         timers[0].cancel()
         await Response()(scope, receive, send)
