@@ -233,7 +233,7 @@ def test_the_load_generator_is_timed_by_what_it_reads(monkeypatch: pytest.Monkey
 def test_servers_are_compared_end_to_end(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    small = workload.Workload("demo", {1: 1, 2: 3}, (56, 56), words=4, new_tokens=3, rounds=1)
+    small = workload.Workload("demo", {1: 1, 2: 3}, (56, 56), words=4, new_tokens=24, rounds=1)
     monkeypatch.setitem(workload.QUICK, "demo", small)
     arguments = ["--quick", "--model", str(tiny_folder), "--contestants", "sightline,engine,vllm"]
     arguments += ["--idle-seconds", "0.3", "--json", str(tmp_path / "found.json")]
@@ -241,8 +241,11 @@ def test_servers_are_compared_end_to_end(
     found = json.loads((tmp_path / "found.json").read_text())["demo"]
     for name in ("sightline", "engine"):
         (one,) = found["rounds"][name]
-        assert [level["completed"] for level in one["levels"].values()] == [1, 3]
-        assert one["levels"]["2"]["total_output_tokens"] == 9
+        # Prompts are new in each run, and to one an untrained model may say nothing but special tokens.
+        levels = list(one["levels"].values())
+        assert [level["completed"] + level["failed"] for level in levels] == [1, 3]
+        assert all("no text" in json.dumps(level["failures"]) for level in levels if level["failed"])
+        assert [level["total_output_tokens"] for level in levels] == [24 * one["completed"] for one in levels]
         assert one["ready_s"] > 0
     # The same prompts for both.
     tokens = {
