@@ -49,18 +49,17 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         SightlineError: `path` is taken, cannot be written, or the disk is full.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise SightlineError(f"{path} already exists; choose another output folder or remove it")
+    check_free(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        make_ordinary_folder(temporary)
         for inside in temporary.rglob("*"):
             if inside.is_file():
                 make_ordinary(inside)
-                _flush(inside)
+                flush(inside)
         if path.exists():
             path.rmdir()
         temporary.rename(path)
@@ -70,6 +69,20 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(output: Path) -> None:
+    """Whether a folder can be made there.
+
+    Raises:
+        SightlineError: something is there already that is not an empty folder.
+    """
+    try:
+        taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    except OSError as error:
+        raise SightlineError(f"cannot write {output}: {error.strerror or error}") from error
+    if taken:
+        raise SightlineError(f"{output} already exists; choose another output folder or remove it")
 
 
 @contextmanager
@@ -102,10 +115,18 @@ def make_ordinary(path: str | Path) -> None:
     Path(path).chmod(0o666 & ~_umask())
 
 
-def _flush(path: Path) -> None:
-    """Bring a written file to the disk; a name may reach it before the contents do."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def make_ordinary_folder(path: str | Path) -> None:
+    """The same for a folder; mkdtemp makes private ones."""
+    Path(path).chmod(0o777 & ~_umask())
+
+
+def flush(path: Path) -> None:
+    """Bring a written file or a folder's names to the disk; a name may reach it before the contents do."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_object(path: str | Path) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -14,3 +17,10 @@ TOKENIZER = (
 TEMPLATE = ("chat_template.jinja", "chat_template.json")
 PROCESSOR = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 GENERATION = ("generation_config.json",)
+
+
+def copy(source: Path, folder: Path) -> None:
+    """All of them that a model's folder has."""
+    for name in (*TOKENIZER, *TEMPLATE, *PROCESSOR, *GENERATION):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)

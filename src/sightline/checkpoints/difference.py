@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.checkpoints.entry import Entry
-from sightline.checkpoints.names import canonical
 from sightline.checkpoints.store import Store
 from sightline.checkpoints.writing import row_chunks
-from sightline.errors import SightlineError
 from sightline.progress import Progress
 
 if TYPE_CHECKING:
@@ -92,13 +90,7 @@ class _Named:
 
 def _entries(path: str | Path) -> _Named:
     store = Store(path)
-    entries: dict[str, Entry] = {}
-    for name, entry in store.entries.items():
-        ours = canonical(name)
-        if ours in entries:
-            raise SightlineError(f"{path} holds {ours} under two names, one of them {name}")
-        entries[ours] = entry
-    return _Named(store, entries)
+    return _Named(store, store.by_canonical_name())
 
 
 def _compared(name: str, one: Entry, other: Entry, first: Store, second: Store) -> TensorDifference | None:

@@ -8,7 +8,6 @@ being made of what, so that nothing is gone on with whose sources or options hav
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,15 @@ from types import TracebackType
 from typing import Any
 
 from sightline.errors import SightlineError
-from sightline.files import make_ordinary, only_user, read_object, write_json
+from sightline.files import (
+    check_free,
+    flush,
+    make_ordinary,
+    make_ordinary_folder,
+    only_user,
+    read_object,
+    write_json,
+)
 from sightline.progress import note, size
 
 _PLAN = "job.json"
@@ -117,10 +124,10 @@ class Job:
                 part.parent.mkdir(parents=True, exist_ok=True)
                 write(part)
                 make_ordinary(part)
-                _flush(part)
+                flush(part)
                 self._flushed.add(target)
                 part.rename(target)
-                _flush(target.parent)
+                flush(target.parent)
         except BaseException:
             part.unlink(missing_ok=True)  # room for whoever filled the disk
             raise
@@ -152,15 +159,15 @@ class Job:
     def _finish(self) -> None:
         for path in [self.folder, *self.folder.rglob("*")]:
             if path.is_dir():
-                path.chmod(0o777 & ~_umask())
+                make_ordinary_folder(path)
             if path not in self._flushed:
-                _flush(path)
+                flush(path)
         # Behind this the folder is whole. Killed before the rename, it is made anew: nothing says what it was made of.
         (self.folder / _PLAN).unlink()
         if self.output.exists():
             self.output.rmdir()
         self.folder.rename(self.output)
-        _flush(self.output.parent)
+        flush(self.output.parent)
 
     def _clear_unfinished(self) -> None:
         """What was being written when the job ended, and would not be written again under the same name."""
@@ -176,20 +183,6 @@ class Job:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def check_free(output: Path) -> None:
-    """Whether a folder can be made there.
-
-    Raises:
-        SightlineError: something is there already that is not an empty folder.
-    """
-    try:
-        taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
-    except OSError as error:
-        raise SightlineError(f"cannot write {output}: {error.strerror or error}") from error
-    if taken:
-        raise SightlineError(f"{output} already exists; choose another output folder or remove it")
-
-
 def sources(files: Iterable[Path]) -> list[list[Any]]:
     """What changes when one of these files does: path, size and time of change of each."""
     return [
@@ -197,17 +190,3 @@ def sources(files: Iterable[Path]) -> list[list[Any]]:
         for file in sorted(set(files))
         if (found := file.stat())
     ]
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

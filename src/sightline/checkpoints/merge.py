@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.checkpoints import companions
 from sightline.checkpoints.adapter import check_base, follow_tie, open_adapter
-from sightline.checkpoints.job import Job, check_free, sources
+from sightline.checkpoints.job import Job, sources
 from sightline.checkpoints.shards import parse_size, plan_shards, write_index
 from sightline.checkpoints.store import Store, read_config
 from sightline.checkpoints.update import Part, Update
 from sightline.checkpoints.writing import Planned, row_chunks, write_safetensors
 from sightline.errors import SightlineError, UsageError
-from sightline.files import write_json
+from sightline.files import check_free, write_json
 from sightline.hardware.accelerator import find
 from sightline.hardware.host_memory import keep_freed_memory
 from sightline.progress import Progress

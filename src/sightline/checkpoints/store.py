@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.checkpoints.entry import DTYPES, Entry
+from sightline.checkpoints.names import canonical
 from sightline.checkpoints.opened import OpenFiles
 from sightline.errors import SightlineError
 from sightline.files import check_fetched, read_object
@@ -70,6 +71,20 @@ class Store:
     @property
     def bytes(self) -> int:
         return sum(entry.bytes for entry in self.entries.values())
+
+    def by_canonical_name(self) -> dict[str, Entry]:
+        """The tensors by our names for them (`sightline.checkpoints.names`).
+
+        Raises:
+            SightlineError: one stands under the names of two generations of transformers.
+        """
+        entries: dict[str, Entry] = {}
+        for name, entry in self.entries.items():
+            ours = canonical(name)
+            if ours in entries:
+                raise SightlineError(f"{self.path} holds {ours} under two names, one of them {name}")
+            entries[ours] = entry
+        return entries
 
     def get(self, name: str) -> torch.Tensor:
         """Read one tensor to the CPU, in the dtype in which it is stored.

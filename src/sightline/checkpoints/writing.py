@@ -142,6 +142,21 @@ def row_chunks(entry: Entry, most: int = _ROWS) -> list[tuple[int, int]]:
     return [(first, min(first + step, entry.rows)) for first in range(0, entry.rows, step)]
 
 
+def same_bytes(one: Entry, other: Entry, descriptor: Callable[[Entry], int]) -> bool:
+    """Whether two stored tensors are the same numbers, bit for bit; `descriptor` opens the file of one."""
+    import torch
+
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return all(
+        torch.equal(
+            one.read_rows(descriptor(one), first, last).view(torch.uint8),
+            other.read_rows(descriptor(other), first, last).view(torch.uint8),
+        )
+        for first, last in row_chunks(one)
+    )
+
+
 def _fill(descriptor: int, place: int, tensor: Planned, advance: Advance, hashed: bool = False) -> None:
     if tensor.source is not None and not hashed and _copied(descriptor, place, *tensor.source, advance):
         return

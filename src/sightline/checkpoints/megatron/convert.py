@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from sightline.checkpoints import companions
 from sightline.checkpoints.job import sources
 from sightline.checkpoints.megatron.architecture import Architecture
-from sightline.checkpoints.megatron.detect import architecture_of, layout_of, same_bytes
+from sightline.checkpoints.megatron.detect import architecture_of, layout_of
 from sightline.checkpoints.megatron.files import MegatronFiles
 from sightline.checkpoints.megatron.layout import Expected, Layout, Place
 from sightline.checkpoints.megatron.output import ConversionReport, Run, write_hugging_face, write_megatron
@@ -20,6 +19,7 @@ from sightline.checkpoints.mosaic import Mosaic, chained, check_whole, inverted
 from sightline.checkpoints.names import OLD, spelled
 from sightline.checkpoints.store import read_config
 from sightline.checkpoints.tiling import planned
+from sightline.checkpoints.writing import same_bytes
 from sightline.errors import SightlineError
 from sightline.files import write_json
 from sightline.progress import note
@@ -85,7 +85,7 @@ def mm_to_hf(
     expected.check(layout, str(files.folder))
 
     def beside(target: Path) -> None:
-        copy_companions(template, target)
+        companions.copy(template, target)
         write_json(target / "config.json", config)
 
     return write_hugging_face(
@@ -177,18 +177,13 @@ def check_copies(files: MegatronFiles, mosaics: Mapping[Place, Mosaic]) -> None:
     first: dict[tuple[Any, ...], Place] = {}
     for place, mosaic in mosaics.items():
         other = first.setdefault(mosaic.tiles, place)
-        if other is not place and not same_bytes(files, place, other):
+        if other is not place and not same_bytes(
+            files.entries[place], files.entries[other], files.descriptor
+        ):
             raise SightlineError(
                 f"{files.folder}: {place} and {other} should be copies of one tensor, but they differ; was the "
                 "checkpoint put together from different iterations?"
             )
-
-
-def copy_companions(template: Path, folder: Path) -> None:
-    """Tokenizer, processor, template and generation settings of a model's folder."""
-    for name in (*companions.TOKENIZER, *companions.TEMPLATE, *companions.PROCESSOR, *companions.GENERATION):
-        if (template / name).is_file():
-            shutil.copyfile(template / name, folder / name)
 
 
 def _opened(

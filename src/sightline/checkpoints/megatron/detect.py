@@ -8,6 +8,7 @@ from sightline.checkpoints.megatron.architecture import Architecture
 from sightline.checkpoints.megatron.files import MegatronFiles
 from sightline.checkpoints.megatron.layout import TEXT_LAYERS, VISION_LAYERS, Layout, Place
 from sightline.checkpoints.megatron.stages import Pipeline, Stages
+from sightline.checkpoints.writing import same_bytes
 from sightline.errors import SightlineError
 
 _EMBEDDING = "text_decoder.embedding.word_embeddings.weight"
@@ -96,25 +97,7 @@ def _same_head(files: MegatronFiles) -> bool:
     if len(ends[_EMBEDDING]) != len(ends[_HEAD]):
         return False
     pairs = zip(sorted(ends[_EMBEDDING], key=_tensor), sorted(ends[_HEAD], key=_tensor), strict=True)
-    return all(same_bytes(files, one, other) for one, other in pairs)
-
-
-def same_bytes(files: MegatronFiles, one: Place, other: Place) -> bool:
-    """Whether two tensors of a checkpoint are the same numbers, bit for bit."""
-    import torch
-
-    from sightline.checkpoints.writing import row_chunks
-
-    first, second = files.entries[one], files.entries[other]
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-    return all(
-        torch.equal(
-            first.read_rows(files.descriptor(first), begin, end).view(torch.uint8),
-            second.read_rows(files.descriptor(second), begin, end).view(torch.uint8),
-        )
-        for begin, end in row_chunks(first)
-    )
+    return all(same_bytes(files.entries[one], files.entries[other], files.descriptor) for one, other in pairs)
 
 
 def _tensor(place: Place) -> int:

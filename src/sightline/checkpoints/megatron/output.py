@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.checkpoints.entry import Entry
-from sightline.checkpoints.job import Job, check_free
+from sightline.checkpoints.job import Job
 from sightline.checkpoints.megatron.files import EXTRA, LATEST, file_name, keys_of
 from sightline.checkpoints.megatron.layout import Place, Rank
 from sightline.checkpoints.mosaic import Mosaic
@@ -16,7 +16,7 @@ from sightline.checkpoints.shards import plan_shards, write_index
 from sightline.checkpoints.tiling import Descriptor, planned
 from sightline.checkpoints.torch_file import prepare
 from sightline.checkpoints.writing import Planned, write_safetensors, write_torch_file
-from sightline.files import write_json
+from sightline.files import check_free, write_json
 from sightline.progress import Progress
 
 MANIFEST = "sightline-manifest.json"

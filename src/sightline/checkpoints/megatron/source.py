@@ -8,9 +8,8 @@ from typing import Any
 
 from sightline.checkpoints.entry import Entry
 from sightline.checkpoints.megatron.architecture import Architecture
-from sightline.checkpoints.names import canonical
 from sightline.checkpoints.store import Store, read_config
-from sightline.checkpoints.writing import row_chunks
+from sightline.checkpoints.writing import same_bytes
 from sightline.errors import SightlineError
 
 _EMBEDDING, _HEAD = "text.embed_tokens.weight", "lm_head.weight"
@@ -43,17 +42,18 @@ def open_source(folder: str | Path) -> Source:
     config = read_config(folder)
     model = Architecture.of(config, str(folder))
     store = Store(folder)
-    entries = _by_canonical_name(store)
+    entries = store.by_canonical_name()
+    source = Source(folder, config, model, store, entries)
     expected = model.tensors()
     if model.tied and _HEAD in entries:
-        if not _same(store, entries[_EMBEDDING], entries[_HEAD]):
+        if not same_bytes(entries[_EMBEDDING], entries[_HEAD], source.descriptor):
             raise SightlineError(
                 f"{folder} says tie_word_embeddings, but its lm_head.weight differs from its embedding; set "
                 "tie_word_embeddings to false in config.json, or drop the head"
             )
         del entries[_HEAD]
     check_names(str(folder), expected, {name: entry.shape for name, entry in entries.items()})
-    return Source(folder, config, model, store, entries)
+    return source
 
 
 def check_names(where: str, expected: dict[Any, tuple[int, ...]], found: dict[Any, tuple[int, ...]]) -> None:
@@ -78,27 +78,3 @@ def check_names(where: str, expected: dict[Any, tuple[int, ...]], found: dict[An
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def _by_canonical_name(store: Store) -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
-    for name, entry in store.entries.items():
-        ours = canonical(name)
-        if ours in entries:
-            raise SightlineError(f"{store.path} holds {ours} under two names, one of them {name}")
-        entries[ours] = entry
-    return entries
-
-
-def _same(store: Store, one: Entry, other: Entry) -> bool:
-    import torch
-
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    return all(
-        torch.equal(
-            one.read_rows(store.descriptor(one.file), first, last).view(torch.uint8),
-            other.read_rows(store.descriptor(other.file), first, last).view(torch.uint8),
-        )
-        for first, last in row_chunks(one)
-    )

@@ -8,7 +8,6 @@ it when it loads the folder.
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ from sightline.progress import track
 if TYPE_CHECKING:
     import torch
 
-_COMPANIONS = companions.TOKENIZER + companions.TEMPLATE + companions.GENERATION + companions.PROCESSOR
 # The linear layers of each part, by their module names in transformers and vLLM.
 _TEXT = r"re:.*layers[.]\d+[.](self_attn|mlp)[.]\w+_proj$"
 _VISION = r"re:.*visual[.](blocks|merger|deepstack_merger_list)[.].*(qkv|proj|fc[12]|mlp[.][02])$"
@@ -75,9 +73,7 @@ def quantize(
     plan = _plan(store, names, scheme)
     with replacing_folder(output) as folder:
         written = write_shards(folder, _quantized(store, names, plan, scheme), limit)
-        for name in _COMPANIONS:
-            if (Path(model) / name).is_file():
-                shutil.copyfile(Path(model) / name, folder / name)
+        companions.copy(Path(model), folder)
         write_json(folder / "config.json", {**config, "quantization_config": settings(scheme, plan)})
     chosen = list(plan.values())
     return QuantizeReport(
