@@ -1,0 +1,144 @@
+"""Which rank of a group does what: guidance branches outermost, Ulysses inside.
+
+With `ulysses` u and `cfg` 2, ranks 0 to u-1 compute the branch `cond` and ranks u to 2u-1 `uncond`; of each half every
+rank holds a part of the tokens. Neighbouring ranks are the ones that send most to one another, and they are those of
+one machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sightline.errors import SightlineError, UsageError
+from sightline.video.sites import BRANCHES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The place of this process. `Layout()` is a process alone, for which nothing is ever sent.
+
+    Attributes:
+        rank, world: number of this process among those that make the video, and how many there are.
+        ulysses, cfg: over how many ranks tokens and guidance branches are spread; their product is `world`.
+        everyone: all `world` ranks. None, as the other two, where it would hold this rank alone.
+        ulysses_group: the ranks that share this rank's branch, in the order of their tokens.
+        cfg_group: the two ranks that hold the same tokens, `cond` first.
+    """
+
+    rank: int = 0
+    world: int = 1
+    ulysses: int = 1
+    cfg: int = 1
+    everyone: ProcessGroup | None = None
+    ulysses_group: ProcessGroup | None = None
+    cfg_group: ProcessGroup | None = None
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The guidance branches that this rank computes."""
+        return BRANCHES if self.cfg == 1 else (BRANCHES[self.rank // self.ulysses],)
+
+    @property
+    def ulysses_rank(self) -> int:
+        """Number of this rank in `ulysses_group`."""
+        return self.rank % self.ulysses
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.rank == 0
+
+    def mine(self, texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the branches that this rank computes.
+
+        Raises:
+            UsageError: a group has nothing to compute, as without guidance there is one branch.
+        """
+        if self.cfg > 1 and set(texts) != set(BRANCHES):
+            raise UsageError(
+                "without guidance there is one branch and nothing for the second group of cards: give "
+                "--cfg-size 1, or a guidance scale above 1"
+            )
+        return {branch: text for branch, text in texts.items() if branch in self.branches}
+
+    def gather_branches(self, velocities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The velocities of all branches, of this rank's; on every rank the same, bit for bit.
+
+        Args:
+            velocities: by branch, [1, C, F, H, W].
+        """
+        if self.cfg == 1:
+            return dict(velocities)
+        from sightline.video.parallel.guidance import exchanged
+
+        return exchanged(velocities, self)
+
+
+def arranged(members: Sequence[int], ulysses: int, cfg: int) -> Layout:
+    """Make the groups of a layout; each of the members, and nobody else, calls this.
+
+    Args:
+        members: ranks of torch.distributed's world, which is initialised.
+
+    Raises:
+        UsageError: there are not as many members as the sizes need.
+        SightlineError: this process is not one of them.
+    """
+    import torch.distributed as dist
+
+    check_sizes(len(members), ulysses, cfg)
+    if dist.get_rank() not in members:
+        raise SightlineError(f"rank {dist.get_rank()} is not of the group {list(members)}")
+    rank = list(members).index(dist.get_rank())
+
+    def group(numbers: Sequence[int]) -> ProcessGroup | None:
+        chosen = [members[number] for number in numbers]
+        if len(chosen) == 1:
+            return None
+        # Not a second connection between the same ranks: each holds memory on the card.
+        everyone = chosen == list(range(dist.get_world_size()))
+        return dist.group.WORLD if everyone else dist.new_group(chosen, use_local_synchronization=True)
+
+    half, place = divmod(rank, ulysses)
+    return Layout(
+        rank=rank,
+        world=len(members),
+        ulysses=ulysses,
+        cfg=cfg,
+        everyone=group(range(len(members))),
+        ulysses_group=group(range(half * ulysses, (half + 1) * ulysses)),
+        cfg_group=group(range(place, len(members), ulysses)),
+    )
+
+
+def check_sizes(world: int, ulysses: int, cfg: int) -> None:
+    """Refuse sizes that `world` processes cannot be laid out in.
+
+    Raises:
+        UsageError: with the sizes that work.
+    """
+    if cfg not in (1, 2):
+        raise UsageError(f"--cfg-size is 1 or 2, for there are two guidance branches, not {cfg}")
+    if ulysses < 1:
+        raise UsageError(f"--ulysses-size is a number of cards, 1 or more, not {ulysses}")
+    if ulysses * cfg != world:
+        choices = [f"--ulysses-size {world} --cfg-size 1"]
+        if world % 2 == 0:
+            choices.append(f"--ulysses-size {world // 2} --cfg-size 2")
+        raise UsageError(
+            f"--ulysses-size {ulysses} times --cfg-size {cfg} is {ulysses * cfg}, but there "
+            f"{'is 1 process' if world == 1 else f'are {world} processes'}: give {' or '.join(choices)}, or start "
+            f"{ulysses * cfg}"
+        )
+
+
+def shares(count: int, parts: int) -> tuple[int, ...]:
+    """`count` things over `parts` ranks: the first ranks hold one more where it does not divide."""
+    each, more = divmod(count, parts)
+    return tuple(each + (part < more) for part in range(parts))
