@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -49,13 +50,22 @@ def call(*arguments: str) -> int:
     return int(left.value.code or 0)
 
 
+def has_module(name: str) -> bool:
+    return importlib.util.find_spec(f"sightline.cli.{name}") is not None
+
+
 def test_help_lists_every_command_that_exists_with_its_summary() -> None:
     result = run("--help")
     assert result.returncode == 0
     assert result.stderr == ""
     for name, entry in app.ENTRIES.items():
-        exists = (Path(app.__file__).parent / f"{name}.py").exists()
+        exists = has_module(name)
         assert (entry.summary in result.stdout) == exists
+
+
+def test_the_package_runs_as_a_module() -> None:
+    result = subprocess.run([sys.executable, "-m", "sightline", "--version"], capture_output=True, text=True)
+    assert result.stdout == f"sightline {sightline.__version__}\n"
 
 
 def test_no_arguments_is_a_question_for_help() -> None:
@@ -81,7 +91,7 @@ def test_help_imports_no_heavy_library() -> None:
 
 @pytest.mark.parametrize("name", sorted(app.ENTRIES))
 def test_each_command_has_help_with_an_example(name: str) -> None:
-    if not (Path(app.__file__).parent / f"{name}.py").exists():
+    if not has_module(name):
         pytest.skip(f"the command {name} does not exist yet")
     result = run(name, "--help")
     assert result.returncode == 0, result.stderr

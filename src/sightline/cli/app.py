@@ -68,8 +68,8 @@ ENTRIES = {
         "sightline bench serve --base-url http://127.0.0.1:8000 --max-concurrency 4",
     ),
     "video": Entry(
-        "Video with Wan2.1: for now, choose attention kernels by measurement.",
-        "sightline video tune --shape 1x12x32760x128",
+        "Generate videos with Wan2.1, and make that fast.",
+        'sightline video generate --prompt "a three moving left" -o three.mp4',
     ),
 }
 

@@ -1,4 +1,4 @@
-"""`sightline video`: for now, which attention kernel is the fastest for a shape."""
+"""`sightline video tune`: which attention kernel is the fastest for a shape."""
 
 from __future__ import annotations
 
@@ -13,23 +13,12 @@ from sightline.errors import UsageError
 if TYPE_CHECKING:
     from sightline.hardware.operators.dense_attention import Measurement
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help="Video with Wan2.1: for now, choose attention kernels by measurement.\n\n"
-    "Example: sightline video tune --shape 1x12x32760x128",
-)
+EXAMPLE = "Example: sightline video tune --shape 1x12x32760x128 --keys 512 --dtype bf16"
 
 _MASKS = {"none": "", "keys": "k", "samples": "bk", "full": "qk"}
 
 
-@app.callback()
-def _group() -> None:
-    """A group of commands, though there is one so far."""
-
-
-@app.command(epilog="Example: sightline video tune --shape 1x12x32760x128 --keys 512 --dtype bf16")
-def tune(
+def command(
     shape: Annotated[
         str | None,
         typer.Option(

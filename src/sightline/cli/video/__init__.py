@@ -1,0 +1,21 @@
+"""`sightline video`: videos with Wan2.1, and what makes them fast. A file of its own for each command."""
+
+from __future__ import annotations
+
+import typer
+
+from sightline.cli.video import tune
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Videos with Wan2.1, and what makes them fast.\n\nExample: sightline video generate --prompt TEXT -o cat.mp4",
+)
+
+
+@app.callback()
+def _group() -> None:
+    """A group of commands."""
+
+
+app.command("tune", epilog=tune.EXAMPLE)(tune.command)
