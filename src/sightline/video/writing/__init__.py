@@ -1,0 +1,1 @@
+"""From frames to files: the video, its pictures, and the record of how to make it again."""

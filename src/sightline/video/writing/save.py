@@ -1,0 +1,190 @@
+"""A video, its record and its pictures, written beside the target and renamed: all of them or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sightline.errors import SightlineError
+from sightline.files import flush, make_ordinary, make_ordinary_folder
+from sightline.video.result import Video
+from sightline.video.writing.encode import encode, to_bytes
+from sightline.video.writing.formats import check_suffix
+from sightline.video.writing.record import Record, digest_of, file_digest, now, versions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_STAGING = ".sightline-video."
+
+
+def record_path(path: Path) -> Path:
+    """The JSON beside a video: `cat.json` of `cat.mp4`."""
+    return path.with_suffix(".json")
+
+
+def frames_folder(path: Path) -> Path:
+    """The folder of a video's pictures: `cat.frames` of `cat.mp4`."""
+    return path.with_suffix(".frames")
+
+
+def check_target(path: Path, *, overwrite: bool = False, save_frames: bool = False) -> None:
+    """Refuse a target that could not be written, before the long part.
+
+    Raises:
+        UsageError: a suffix of no video.
+        SightlineError: something is there already, or the folder cannot be written to.
+    """
+    check_suffix(path)
+    pictures = frames_folder(path)
+    if path.is_dir() or (save_frames and pictures.is_file()):
+        raise SightlineError(
+            f"{path if path.is_dir() else pictures} is in the way; choose another name with -o"
+        )
+    for taken in (path, pictures) if save_frames else (path,):
+        if taken.exists() and not overwrite:
+            raise SightlineError(f"{taken} already exists; choose another name with -o or give --overwrite")
+    record = record_path(path)
+    if record.exists():
+        try:
+            Record.read(record)
+        except SightlineError as error:
+            raise SightlineError(
+                f"{record} is there and no record of a video; choose another name with -o"
+            ) from error
+    _check_writable(path)
+
+
+def save(
+    video: Video,
+    path: Path,
+    record: Record,
+    *,
+    quality: int | None = None,
+    save_frames: bool = False,
+    overwrite: bool = False,
+) -> Record:
+    """Write a video and what belongs to it.
+
+    Args:
+        record: of this video; what is only known here (names, digests, seconds of writing) is filled in.
+        quality: of the encoder (crf).
+        save_frames: the frames as PNG files too, without loss.
+        overwrite: replace what is there.
+
+    Returns:
+        The record as it was written.
+
+    Raises:
+        SightlineError: something is there already, a frame is broken, the folder cannot be written to or is full.
+    """
+    check_suffix(path, len(video.frames))
+    check_target(path, overwrite=overwrite, save_frames=save_frames)
+    begun = time.perf_counter()
+    pictures = to_bytes(video.frames)
+    try:
+        with _staging(path) as folder:
+            staged = folder / path.name
+            encoding = encode(pictures, staged, video.request.fps, quality)
+            if save_frames:
+                _save_pictures(pictures, frames_folder(staged))
+            flush(staged)
+            record = replace(
+                record,
+                file=path.name,
+                file_sha256=file_digest(staged),
+                frames_sha256=digest_of(pictures),
+                encoding=encoding,
+                versions=versions(),
+                created=now(),
+                seconds={**record.seconds, "write": time.perf_counter() - begun},
+            )
+            _write_record(record, record_path(staged))
+            _put(folder, path, save_frames)
+    except OSError as error:
+        raise SightlineError(f"cannot write {path}: {error.strerror or error}") from error
+    return record
+
+
+def made(path: Path, *, save_frames: bool = False) -> Record | None:
+    """The record of a video that is there whole, or None.
+
+    Raises:
+        SightlineError: there is a video without its record, or a record's file that is none: nothing of ours.
+    """
+    beside = record_path(path)
+    if not beside.exists():
+        if path.exists():
+            raise SightlineError(f"{path} is there without {beside.name}, so it is not known how it was made")
+        return None
+    record = Record.read(beside)
+    if not path.is_file() or file_digest(path) != record.file_sha256:
+        return None
+    if save_frames and len(list(frames_folder(path).glob("*.png"))) != record.request.frames:
+        return None
+    return record
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half written; only where no other process writes."""
+    for left in folder.glob(f"{_STAGING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """An empty folder beside the target, on the same disk; gone afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=path.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(folder: Path, path: Path, save_frames: bool) -> None:
+    """Rename everything to its place, the video last: a record without its video is a video that is not there."""
+    staged = folder / path.name
+    make_ordinary(staged)
+    if save_frames:
+        old = frames_folder(path)
+        if old.exists():
+            old.rename(folder / "old.frames")
+        make_ordinary_folder(frames_folder(staged))
+        frames_folder(staged).rename(old)
+    record_path(staged).replace(record_path(path))
+    staged.replace(path)
+    flush(path.parent)
+
+
+def _write_record(record: Record, path: Path) -> None:
+    path.write_text(json.dumps(record.to_json(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    flush(path)
+
+
+def _save_pictures(pictures: np.ndarray, folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir()
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{number:05d}.png", compress_level=4)
+
+
+def _check_writable(path: Path) -> None:
+    """Make a folder where the target's would be made, and remove it: rights and read-only disks say so only then."""
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder)).rmdir()
+    except OSError as error:
+        raise SightlineError(
+            f"cannot write {path}: {folder}: {error.strerror or error}; choose another name with -o"
+        ) from error
