@@ -21,8 +21,8 @@ def test_a_reused_step_takes_the_last_computed_one() -> None:
 
 
 def test_values_are_held_from_the_step_that_computes_them_to_the_last_that_asks() -> None:
-    assert [each.keep for each in of("CCRRCRCC")] == [0, 1, 1, 0, 1, 0, 0, 0]
-    assert [each.keep for each in of("CCECE")] == [1, 2, 1, 2, 0]
+    assert [set(each.keep) for each in of("CCRRCRCC")] == [set(), {1}, {1}, set(), {4}, set(), set(), set()]
+    assert [set(each.keep) for each in of("CCECE")] == [{0}, {0, 1}, {1}, {1, 3}, set()]
 
 
 def test_weights_are_those_of_the_line_and_the_parabola() -> None:
@@ -38,7 +38,7 @@ def test_weights_are_those_of_the_line_and_the_parabola() -> None:
 def tables(draw: st.DrawFn) -> dict[Site, list[Action]]:
     """Two sites of which one is inside the other; what comes too early to be taken is computed."""
     steps = draw(st.integers(1, 9))
-    row = st.lists(st.sampled_from(list(Action)), min_size=steps, max_size=steps)
+    row = st.lists(st.sampled_from("CRE").map(Action), min_size=steps, max_size=steps)
     table: dict[Site, list[Action]] = {OUTER: draw(row), INNER: draw(row)}
     for part, actions in table.items():
         ran = 0
@@ -59,12 +59,11 @@ def test_what_is_held_is_what_later_steps_ask_for_and_no_more(
     for part, rows in found.items():
         held: list[int] = []
         for step, each in enumerate(rows):
-            if each.action is Action.COMPUTE and each.keep:
+            assert set(each.sources) <= set(held)
+            if each.action is Action.COMPUTE:
                 held.append(step)
-            # The sources are the newest of what is held.
-            assert tuple(held[len(held) - len(each.sources) :]) == each.sources
-            assert len(held) >= each.keep
-            held = held[len(held) - each.keep :]
+            held = [one for one in held if one in each.keep]
+            assert set(held) == set(each.keep)
             asked = {source for later in rows[step + 1 :] for source in later.sources if source <= step}
             assert set(held) == asked
         reached = [part is OUTER or table[OUTER][step] is Action.COMPUTE for step in range(len(rows))]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sightline.errors import UsageError
+from sightline.video.fits import SiteFits
 from sightline.video.plan import Plan
 from sightline.video.setting import Setting
 from sightline.video.sites import BRANCHES, OUTPUT, Action, Site
@@ -99,6 +100,7 @@ def joined(plans: Sequence[Plan], *, name: str = "") -> Plan:
         raise UsageError("no plans to join; give at least one")
     first = plans[0]
     actions: dict[str, dict[Site, tuple[Action, ...]]] = {}
+    fits: dict[str, dict[Site, SiteFits]] = {}
     for plan in plans:
         if (plan.setting, plan.order, plan.times) != (first.setting, first.order, first.times):
             raise UsageError(f"plans {first.name!r} and {plan.name!r} differ in setting, order or times")
@@ -108,7 +110,9 @@ def joined(plans: Sequence[Plan], *, name: str = "") -> Plan:
                 if site in held:
                     raise UsageError(f"two of the plans keep {site} of branch {branch}; join others")
                 held[site] = row
-    return Plan(first.setting, actions, order=first.order, times=first.times, name=name)
+        for branch, fitted in plan.fits.items():
+            fits.setdefault(branch, {}).update(fitted)
+    return Plan(first.setting, actions, order=first.order, times=first.times, name=name, fits=fits)
 
 
 def _action(step: int, computed: set[int], skipped: Action) -> Action:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sightline.errors import SightlineError
 from sightline.video.plan import Plan
 from sightline.video.points import Point, SharedAttention, Values
+from sightline.video.schedule import Directive
 from sightline.video.sites import BRANCHES, Action, Kind, Site
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class StepCache:
 
     def free(self) -> None:
         """Forget everything that is held."""
-        self._held: dict[tuple[str, Site], list[Values]] = {}
+        self._held: dict[tuple[str, Site], dict[int, Values]] = {}
         self._ran: dict[str, list[int]] = {branch: [] for branch in BRANCHES}
         self._inside: tuple[int, str] | None = None
         self._rest()
@@ -53,7 +54,7 @@ class StepCache:
 
     def held_bytes(self) -> int:
         """Bytes of all tensors that are held now."""
-        kept = {id(each): each for values in self._held.values() for value in values for each in value}
+        kept = {id(each): each for held in self._held.values() for value in held.values() for each in value}
         if self.shared is not None and self.shared.value is not None:
             kept[id(self.shared.value)] = self.shared.value
         return sum(each.numel() * each.element_size() for each in kept.values())
@@ -104,10 +105,10 @@ class StepCache:
         for part, rows in self._table[branch].items():
             directive, point = rows[index], self.points[part]
             point.computes = directive.action in (None, Action.COMPUTE)
-            point.stores = directive.action is Action.COMPUTE and directive.keep > 0
-            point.weights = _tensors(directive.weights)
-            held = self._held.get((branch, part), [])
-            point.held = tuple(held[len(held) - len(directive.sources) :])
+            point.stores = directive.action is Action.COMPUTE and index in directive.keep
+            point.fitted = bool(directive.terms)
+            point.weights = _tensors(directive.weights or tuple(term.weight for term in directive.terms))
+            point.held = tuple(self._held[source, part][step] for source, step in _sources(branch, directive))
         self._set_shared(index, branch)
         self._inside = (index, branch)
         self._ran[branch].append(index)
@@ -119,13 +120,14 @@ class StepCache:
         index, branch = self._inside
         for part, rows in self._table[branch].items():
             directive, point = rows[index], self.points[part]
-            held = self._held.setdefault((branch, part), [])
+            held = self._held.setdefault((branch, part), {})
             if point.value:
-                held.append(point.value)
+                held[index] = point.value
             elif point.stores:
                 # It did not run though it should have: nothing may be taken from what is older.
                 held.clear()
-            del held[: max(0, len(held) - directive.keep)]
+            for step in held.keys() - directive.keep:
+                del held[step]
         if self.shared is not None and self.shared.takes:
             self.shared.value = self.shared.input = None
         self._inside = None
@@ -156,13 +158,16 @@ class StepCache:
                 f"step {index} of branch {branch} came after step {ran[-1]}; begin a new generation for a new video"
             )
         for part, rows in self._table[branch].items():
-            sources = rows[index].sources
-            missing = [step for step in sources if step not in ran]
-            if missing or len(sources) > len(self._held.get((branch, part), ())):
-                raise SightlineError(
-                    f"step {index} of branch {branch} takes {part} from step {(missing or sources)[0]}, which did not "
-                    f"compute it; run every step of the plan"
-                )
+            for source, step in _sources(branch, rows[index]):
+                if step not in self._held.get((source, part), {}):
+                    whose = "" if source == branch else f" of branch {source}"
+                    advice = (
+                        "" if source == branch else f" and both branches in one process, {BRANCHES[0]} first"
+                    )
+                    raise SightlineError(
+                        f"step {index} of branch {branch} takes {part} from step {step}{whose}, which did not compute "
+                        f"it; run every step of the plan{advice}"
+                    )
 
     def _set_shared(self, index: int, branch: str) -> None:
         shared = self.shared
@@ -175,6 +180,13 @@ class StepCache:
         shared.gives = not second and all(self.plan.computes(each, index, first) for each in BRANCHES)
         if not shared.takes:
             shared.value = shared.input = None
+
+
+def _sources(branch: str, directive: Directive) -> list[tuple[str, int]]:
+    """The branch and step of each value that a step takes."""
+    if directive.terms:
+        return [(term.branch, term.step) for term in directive.terms]
+    return [(branch, step) for step in directive.sources]
 
 
 def _tensors(weights: tuple[float, ...]) -> tuple[Tensor, ...]:

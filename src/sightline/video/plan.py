@@ -14,6 +14,7 @@ from typing import Any
 
 from sightline.errors import SightlineError, UsageError
 from sightline.files import read_object, write_json
+from sightline.video.fits import Fits, asked_of, check_fits, fits_from_json, fits_to_json
 from sightline.video.schedule import Directive, directives
 from sightline.video.setting import Setting
 from sightline.video.sites import BRANCHES, Action, Site
@@ -66,6 +67,9 @@ class Plan:
             number without.
         name: how it came about.
         evidence: what it was found with and measured at.
+        fits: what the steps of action `fit` are made of: by branch, site and step the terms of a sum, each a value
+            of the same site that an earlier step computed, in this branch or the other; for `uncond` also what
+            `cond` computes in the same step.
 
     Raises:
         UsageError: it cannot be carried out, with branch, site and step.
@@ -77,6 +81,7 @@ class Plan:
     times: tuple[float, ...] | None = None
     name: str = ""
     evidence: Evidence = field(default_factory=Evidence)
+    fits: Fits = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -92,6 +97,7 @@ class Plan:
                 self.directives(branch)
             except UsageError as error:
                 raise UsageError(f"branch {branch}: {error}") from error
+        check_fits(self.fits, self.actions, {branch: self.directives(branch) for branch in BRANCHES})
 
     @property
     def steps(self) -> int:
@@ -99,10 +105,14 @@ class Plan:
 
     def directives(self, branch: str) -> dict[Site, list[Directive]]:
         """What each part of the model does at each step of a branch."""
-        sites = self.actions.get(branch, {})
+        asked = asked_of(branch, self.fits)
+        # What only the other branch asks for is computed in every step.
+        always = dict.fromkeys(asked, (Action.COMPUTE,) * self.steps)
+        sites = always | dict(self.actions.get(branch, {}))
         if not sites:
             return {}
-        return directives(sites, self.times or tuple(map(float, range(self.steps))), self.order)
+        times = self.times or tuple(map(float, range(self.steps)))
+        return directives(sites, times, self.order, branch=branch, fits=self.fits.get(branch), asked=asked)
 
     def computes(self, branch: str, step: int, part: Site) -> bool:
         """Whether a part of the model, kept or not, runs in this step."""
@@ -149,7 +159,7 @@ class Plan:
                 for branch, sites in self.actions.items()
             },
             "evidence": asdict(self.evidence),
-        }
+        } | ({"fits": fits_to_json(self.fits)} if self.fits else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
@@ -168,6 +178,7 @@ class Plan:
         given["setting"] = _built(Setting, given.get("setting"), "setting")
         given["evidence"] = _evidence(given.get("evidence", {}))
         given["actions"] = _actions(given.get("actions"))
+        given["fits"] = fits_from_json(given.get("fits", {}))
         if given.get("times") is not None:
             given["times"] = tuple(_list(given["times"], "times"))
         return _built(cls, given, "the plan")

@@ -25,7 +25,8 @@ class Point:
         stores: whether what it computes is kept.
         value: what this step computed, one tensor a stream.
         held: what earlier steps computed, oldest first, as far as this step asks for it.
-        weights: of all of `held` but the newest, see `Directive`.
+        weights: of all of `held` but the newest, see `Directive`; of all of them where it is fitted.
+        fitted: whether the value is the weighted sum of what is held.
     """
 
     def __init__(self, part: Site) -> None:
@@ -34,7 +35,7 @@ class Point:
 
     def rest(self) -> None:
         """Outside of a step: run, keep nothing."""
-        self.computes, self.stores = True, False
+        self.computes, self.stores, self.fitted = True, False, False
         self.value: Values = ()
         self.held: tuple[Values, ...] = ()
         self.weights: tuple[Tensor, ...] = ()
@@ -46,7 +47,10 @@ class Point:
             self.value = value
 
     def predicted(self) -> Values:
-        """What stands in for computing: the newest value, moved along the polynomial through the older ones."""
+        """What stands in for computing: the newest value, moved along the polynomial through the older ones; or the
+        sum that was fitted, added up in float32 at least and rounded once."""
+        if self.fitted:
+            return tuple(_summed(stream, self.weights) for stream in zip(*self.held, strict=True))
         *older, newest = self.held
         result = []
         for stream, value in enumerate(newest):
@@ -101,6 +105,16 @@ class SharedAttention:
             self.input = latents
         elif self.input is not latents:
             self.takes = False
+
+
+def _summed(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    wide = torch.promote_types(values[0].dtype, torch.float32)
+    total = weights[0] * values[0].to(wide)
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total = total + weight * value.to(wide)
+    return total.to(values[0].dtype)
 
 
 def _shapes(streams: Sequence[Tensor]) -> str:

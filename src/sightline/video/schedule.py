@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from sightline.errors import UsageError
+from sightline.video.fits import Asked, SiteFits, Term
 from sightline.video.sites import Action, Site
 
 
@@ -18,17 +19,25 @@ class Directive:
         sources: the earlier steps whose values make the one of this step, oldest first; empty when computing.
         weights: by which each source but the newest pulls the newest: the value is
             `newest + sum(weight * (source - newest))`, Lagrange's polynomial through the sources.
-        keep: how many of the newest values a later step needs once this step is over.
+        terms: what a fitted value is the weighted sum of; empty otherwise.
+        keep: the steps whose values a later step needs once this step is over.
     """
 
     action: Action | None
     sources: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
-    keep: int = 0
+    terms: tuple[Term, ...] = ()
+    keep: frozenset[int] = frozenset()
 
 
 def directives(
-    sites: Mapping[Site, Sequence[Action]], times: Sequence[float], order: int
+    sites: Mapping[Site, Sequence[Action]],
+    times: Sequence[float],
+    order: int,
+    *,
+    branch: str = "cond",
+    fits: Mapping[Site, SiteFits] | None = None,
+    asked: Mapping[Site, Iterable[Asked]] | None = None,
 ) -> dict[Site, list[Directive]]:
     """One branch's directives by part, in step order.
 
@@ -36,6 +45,9 @@ def directives(
         sites: actions by site, one a step.
         times: the coordinate in which extrapolation is a polynomial, one a step.
         order: the polynomial's degree where enough steps were computed.
+        branch: whose they are.
+        fits: the terms of the fitted steps, by site.
+        asked: by site, what the other branch takes.
 
     Raises:
         UsageError: a step takes what no step before it computed.
@@ -47,12 +59,19 @@ def directives(
                 all(other[step] is Action.COMPUTE for around, other in sites.items() if part.inside(around))
                 for step in range(len(actions))
             ]
-            table[part] = _of_part(str(site), actions, reached, times, order)
+            terms = (fits or {}).get(site, {})
+            found = _of_part(str(site), actions, reached, times, order, terms)
+            table[part] = _with_keep(found, branch, (asked or {}).get(site, ()))
     return table
 
 
 def _of_part(
-    name: str, actions: Sequence[Action], reached: Sequence[bool], times: Sequence[float], order: int
+    name: str,
+    actions: Sequence[Action],
+    reached: Sequence[bool],
+    times: Sequence[float],
+    order: int,
+    fits: SiteFits,
 ) -> list[Directive]:
     computed: list[int] = []
     found: list[Directive] = []
@@ -62,6 +81,8 @@ def _of_part(
         elif action is Action.COMPUTE:
             computed.append(step)
             found.append(Directive(action))
+        elif action is Action.FIT:
+            found.append(Directive(action, terms=tuple(fits.get(step, ()))))
         else:
             need = 1 if action is Action.REUSE else 2
             if len(computed) < need:
@@ -72,7 +93,7 @@ def _of_part(
                 )
             sources = tuple(computed[-1:] if action is Action.REUSE else computed[-(order + 1) :])
             found.append(Directive(action, sources, _weights(times, sources, step)))
-    return _with_keep(found)
+    return found
 
 
 def _weights(times: Sequence[float], sources: Sequence[int], step: int) -> tuple[float, ...]:
@@ -86,13 +107,14 @@ def _weights(times: Sequence[float], sources: Sequence[int], step: int) -> tuple
     return tuple(weights)
 
 
-def _with_keep(found: list[Directive]) -> list[Directive]:
-    """Add from the end how much of each step's past is still needed, so that a buffer goes when nobody asks again."""
-    needed: set[int] = set()
-    result = []
-    for step in reversed(range(len(found))):
-        each = found[step]
-        keep = len([source for source in needed if source <= step])
-        result.append(Directive(each.action, each.sources, each.weights, keep))
-        needed.update(each.sources)
-    return result[::-1]
+def _with_keep(found: Sequence[Directive], branch: str, asked: Iterable[Asked]) -> list[Directive]:
+    """Add how much of each step's past is still needed, so that a buffer goes when nobody asks for it again."""
+    until = {each.step: each.until for each in sorted(asked, key=lambda each: each.until)}
+    for step, each in enumerate(found):
+        own = [term.step for term in each.terms if term.branch == branch]
+        for source in (*each.sources, *own):
+            until[source] = max(step, until.get(source, 0))
+    return [
+        replace(each, keep=frozenset(source for source, last in until.items() if source <= step < last))
+        for step, each in enumerate(found)
+    ]

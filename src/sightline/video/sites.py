@@ -18,6 +18,7 @@ class Action(str, Enum):
     COMPUTE = "C"
     REUSE = "R"
     EXTRAPOLATE = "E"
+    FIT = "F"
 
 
 class Kind(str, Enum):
