@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sightline.cli.video import tune
+from sightline.cli.video import compare, tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,4 +18,5 @@ def _group() -> None:
     """A group of commands."""
 
 
+app.command("compare", epilog=compare.EXAMPLE)(compare.command)
 app.command("tune", epilog=tune.EXAMPLE)(tune.command)
