@@ -115,7 +115,7 @@ def write_sheet(
 
     check_sheet(folder, overwrite)
     ordered = sorted(report.found, key=lambda one: one.line.fidelity.psnr)[:show]
-    shown = [_comparison(one.pair, one.line.title) for one in ordered]
+    shown = [_comparison(one.pair, _full_title(one)) for one in ordered]
     write_page(
         shown,
         folder / SHEET_PAGE,
@@ -174,6 +174,12 @@ def _comparison(pair: tuple[Run, Run], title: str) -> Comparison:
     if not (reference.settings and other.settings):
         shown = replace(shown, settings={})
     return Comparison(reference.shown(), (shown,), title, reference.fps)
+
+
+def _full_title(one: Found) -> str:
+    """With the prompt, where runs go by their names."""
+    prompt = one.pair[1].title or one.pair[0].title
+    return prompt if one.line.title in ("", prompt) else f"{one.line.title}: {prompt}".rstrip(": ")
 
 
 def _title(report: Report) -> str:
