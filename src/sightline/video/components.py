@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sightline.video.loading.defaults import Defaults
 
+PARTS = ("text_encoder", "transformer", "vae")
 OFFLOADS = ("none", "model", "group")
 
 
@@ -46,6 +47,7 @@ class Components:
     offload: str = "none"
     folder: Path | None = None
     _fingerprint: str | None = field(default=None, repr=False)
+    _visitors: set[str] = field(default_factory=set, repr=False)
 
     def weights_fingerprint(self) -> str:
         """`video.fingerprint.fingerprint` of the transformer as it was loaded, before anything was done to it.
@@ -61,8 +63,30 @@ class Components:
 
     @contextmanager
     def on_device(self, part: str) -> Iterator[Any]:
-        """A part (`text_encoder`, `transformer`, `vae`), on the device while the `with` lasts."""
-        yield getattr(self, part)
+        """A part (`text_encoder`, `transformer`, `vae`), on the device while the `with` lasts.
+
+        With offload `none`, and for the transformer with `group`, it is there all the time.
+
+        Raises:
+            UsageError: there is no such part.
+        """
+        if part not in PARTS:
+            raise UsageError(f"{part!r} is no part that computes; the parts are {', '.join(PARTS)}")
+        module = getattr(self, part)
+        stays = self.offload == "none" or (self.offload == "group" and part == "transformer")
+        if stays or self.device.type == "cpu" or part in self._visitors:
+            yield module
+            return
+        from sightline.hardware import accelerator
+        from sightline.video.loading.visit import visiting
+
+        self._visitors.add(part)
+        try:
+            with visiting(module, self.device):
+                yield module
+        finally:
+            self._visitors.discard(part)
+            accelerator.find(str(self.device)).empty_cache()
 
 
 def load_components(
@@ -94,6 +118,8 @@ def load_components(
         SightlineError: a part is missing, damaged, or does not fit the others; the text says what to change.
         UsageError: an argument that means nothing.
     """
+    import torch
+
     from sightline.hardware import accelerator
     from sightline.video.loading import load, parts
     from sightline.video.loading.defaults import defaults_of, name_of
@@ -102,26 +128,42 @@ def load_components(
     if offload not in OFFLOADS:
         raise UsageError(f"offload must be {', '.join(OFFLOADS)}, not {offload!r}")
     found = accelerator.find(device)
-    number = accelerator.dtype_from_name(dtype, found)
+    number, target = accelerator.dtype_from_name(dtype, found), found.torch_device
     places = find_places(model, transformer_file, vae_file, text_encoder_file, tokenizer)
-    where = found.torch_device
-    # The small parts come first: what is wrong with them shows before gigabytes are read.
-    words = parts.make_tokenizer(places.tokenizer)
-    scheduler = load.load_scheduler(places)
-    vae = load.load_vae(places.vae, where)
-    text_encoder = load.load_text_encoder(places.text_encoder, places.encoder, number, where)
-    transformer = load.load_transformer(places.transformer, number, where)
-    parts.check_together(words, text_encoder, transformer, vae, places.folder or "the parts")
-    return Components(
+    words, scheduler = parts.make_tokenizer(places.tokenizer), load.load_scheduler(places)
+    # All of it is compared by its headers before the gigabytes are read.
+    opened = {
+        "text_encoder": load.open_text_encoder(places.text_encoder, places.encoder, number),
+        "vae": load.open_vae(places.vae),
+        "transformer": load.open_transformer(places.transformer, number),
+    }
+    models = {part: made.model for part, made in opened.items()}
+    parts.check_together(tokenizer=words, where=places.folder or "the parts", **models)
+    defaults = defaults_of(models["transformer"], models["vae"], scheduler, places.folder)
+    home = target if offload == "none" else torch.device("cpu")
+    components = Components(
         name=name_of(places.folder or places.transformer),
         tokenizer=words,
-        text_encoder=text_encoder,
-        transformer=transformer,
-        vae=vae,
+        **{part: made.fill(home) for part, made in opened.items()},
         scheduler=scheduler,
-        defaults=defaults_of(transformer, vae, scheduler, places.folder),
-        device=where,
+        defaults=defaults,
+        device=target,
         dtype=number,
         offload=offload,
         folder=places.folder,
     )
+    components.weights_fingerprint()
+    _save_memory(components, cast_weights, tile_vae)
+    return components
+
+
+def _save_memory(components: Components, cast: bool, tile: bool) -> None:
+    from sightline.video.loading.casting import cast_weights
+    from sightline.video.loading.ferry import Ferry
+
+    if cast:
+        cast_weights(components.transformer, components.dtype, components.device)
+    if tile:
+        components.vae.enable_tiling()
+    if components.offload == "group" and components.device.type != "cpu":
+        Ferry(components.transformer, components.device)

@@ -7,6 +7,7 @@ here that is an error, found in the headers before anything is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sightline.checkpoints.entry import DTYPES
@@ -46,32 +47,48 @@ def skeleton(make: Callable[[], Any], where: object) -> Any:
     return model
 
 
-def fill(model: Any, tensors: Tensors, dtype: torch.dtype, device: torch.device, label: str) -> Any:
-    """Give a skeleton its weights, in place; they are read once and go straight to the device.
+@dataclass(frozen=True)
+class Part:
+    """A part that is made but empty, and the tensors for it.
 
-    Args:
+    Attributes:
+        model: a skeleton.
+        tensors: of the part, by the model's names.
         dtype: of the weights; those that the class keeps in float32 stay in it.
         label: what it is, for the bar.
 
-    Returns:
-        The model, in evaluation mode and without gradients.
-
     Raises:
-        SightlineError: a tensor is missing, left over, of another shape, or is quantized.
+        SightlineError: a tensor is missing, left over, of another shape, or quantized.
     """
-    names = _names(model)
-    check_fit(model, names, tensors)
-    state: dict[str, torch.Tensor] = {}
-    with Progress(f"loading {label}", total=tensors.bytes, unit="bytes") as progress:
-        for name, aliases in names.items():
-            given = [alias for alias in aliases if alias in tensors]
-            value = tensors.read(given[0])
-            if value.is_floating_point():
-                value = value.to(dtype=dtype_of(model, name, dtype))
-            state.update(dict.fromkeys(aliases, value.to(device)))
-            progress.advance(sum(tensors.entries[alias].bytes for alias in given))
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.to(device).requires_grad_(False).eval()  # the tables that are in no file move here
+
+    model: Any
+    tensors: Tensors
+    dtype: torch.dtype
+    label: str
+
+    def __post_init__(self) -> None:
+        check_fit(self.model, _names(self.model), self.tensors)
+
+    def fill(self, device: torch.device) -> Any:
+        """Read the weights, once and straight to a device.
+
+        Returns:
+            The model, in evaluation mode and without gradients.
+
+        Raises:
+            SightlineError: a file cannot be read, or was cut off meanwhile.
+        """
+        state: dict[str, torch.Tensor] = {}
+        with Progress(f"loading {self.label}", total=self.tensors.bytes, unit="bytes") as progress:
+            for name, aliases in _names(self.model).items():
+                given = [alias for alias in aliases if alias in self.tensors]
+                value = self.tensors.read(given[0])
+                if value.is_floating_point():
+                    value = value.to(dtype=dtype_of(self.model, name, self.dtype))
+                state.update(dict.fromkeys(aliases, value.to(device)))
+                progress.advance(sum(self.tensors.entries[alias].bytes for alias in given))
+        self.model.load_state_dict(state, strict=True, assign=True)
+        return self.model.to(device).requires_grad_(False).eval()  # the tables that are in no file move here
 
 
 def check_fit(model: Any, names: Names, tensors: Tensors) -> None:

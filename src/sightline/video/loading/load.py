@@ -1,4 +1,7 @@
-"""Loading each part from its place, whichever layout that has: a part's folder, the authors' files, a single file."""
+"""Opening each part at its place, whichever layout that has: a part's folder, the authors' files, a single file.
+
+What is opened has been compared with its config by the headers; no weight has been read yet.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sightline.errors import SightlineError
 from sightline.files import read_object
 from sightline.video.loading import original_text, original_transformer, original_vae, parts
+from sightline.video.loading.assemble import Part
 from sightline.video.loading.places import ENCODER, Places, check_not_megatron
 from sightline.video.loading.tensors import Tensors, open_tensors
 
@@ -24,11 +28,11 @@ SCHEDULER = {
 }
 
 
-def load_transformer(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def open_transformer(path: Path, dtype: torch.dtype) -> Part:
     """The transformer of a folder or file.
 
     Raises:
-        SightlineError: it cannot be loaded; the text says what to change.
+        SightlineError: it cannot be used; the text says what to change.
     """
     check_not_megatron(path)
     config, where, tensors = _opened(path, "WanTransformer3DModel")
@@ -40,31 +44,31 @@ def load_transformer(path: Path, dtype: torch.dtype, device: torch.device) -> An
         heads = theirs.get("num_heads")
         config = original_transformer.config_of(tensors, heads if type(heads) is int and heads > 0 else None)
         original_transformer.check_config(theirs, config, path / "config.json")
-    return parts.make_transformer(config, where, tensors, dtype, device)
+    return parts.make_transformer(config, where, tensors, dtype)
 
 
-def load_vae(path: Path, device: torch.device) -> Any:
+def open_vae(path: Path) -> Part:
     """The VAE of a folder or file, in float32.
 
     Raises:
-        SightlineError: it cannot be loaded; the text says what to change.
+        SightlineError: it cannot be used; the text says what to change.
     """
     config, where, tensors = _opened(path, "AutoencoderKLWan")
     if config is None:
         if original_vae.is_original(tensors.entries):
             tensors = original_vae.to_diffusers(tensors)
         config = original_vae.config_of(tensors)
-    return parts.make_vae(config, where, tensors, device)
+    return parts.make_vae(config, where, tensors)
 
 
-def load_text_encoder(path: Path, name: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+def open_text_encoder(path: Path, name: str | None, dtype: torch.dtype) -> Part:
     """The text encoder of a folder or file.
 
     Args:
         name: of its class in transformers; without, what its config says.
 
     Raises:
-        SightlineError: it cannot be loaded; the text says what to change.
+        SightlineError: it cannot be used; the text says what to change.
     """
     config, where, tensors = _opened(path)
     if config is None:
@@ -75,7 +79,7 @@ def load_text_encoder(path: Path, name: str | None, dtype: torch.dtype, device: 
     named = config.get("architectures")
     if name is None:
         name = str(named[0]) if isinstance(named, list) and named else ENCODER
-    return parts.make_text_encoder(name, config, where, tensors, dtype, device)
+    return parts.make_text_encoder(name, config, where, tensors, dtype)
 
 
 def load_scheduler(places: Places) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.errors import SightlineError, first_line
-from sightline.video.loading.assemble import fill, skeleton
+from sightline.video.loading.assemble import Part, skeleton
 from sightline.video.loading.defaults import spatial_of, temporal_of
 from sightline.video.loading.tensors import Tensors
 
@@ -19,9 +19,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.
 Config = Mapping[str, Any]
 
 
-def make_transformer(
-    config: Config, where: object, tensors: Tensors, dtype: torch.dtype, device: torch.device
-) -> Any:
+def make_transformer(config: Config, where: object, tensors: Tensors, dtype: torch.dtype) -> Part:
     """diffusers' `WanTransformer3DModel`.
 
     Raises:
@@ -36,10 +34,10 @@ def make_transformer(
             f"{where} is of an image-to-video transformer ({given} channels in, {made} out); Sightline runs "
             "text-to-video models, such as Wan2.1-T2V-1.3B"
         )
-    return fill(model, tensors, dtype, device, "transformer")
+    return Part(model, tensors, dtype, "transformer")
 
 
-def make_vae(config: Config, where: object, tensors: Tensors, device: torch.device) -> Any:
+def make_vae(config: Config, where: object, tensors: Tensors) -> Part:
     """diffusers' `AutoencoderKLWan`, in float32: in half precision its pictures show bands (diffusers' own advice).
 
     Raises:
@@ -60,12 +58,10 @@ def make_vae(config: Config, where: object, tensors: Tensors, device: torch.devi
             raise SightlineError(
                 f"{where} has {len(model.config[name])} numbers in {name} for z_dim {model.config.z_dim}"
             )
-    return fill(model, tensors, torch.float32, device, "VAE")
+    return Part(model, tensors, torch.float32, "VAE")
 
 
-def make_text_encoder(
-    name: str, config: Config, where: object, tensors: Tensors, dtype: torch.dtype, device: torch.device
-) -> Any:
+def make_text_encoder(name: str, config: Config, where: object, tensors: Tensors, dtype: torch.dtype) -> Part:
     """A text encoder of transformers: Wan's is `UMT5EncoderModel`.
 
     Args:
@@ -82,7 +78,7 @@ def make_text_encoder(
     if not known:
         raise SightlineError(f"{where} is of a {name}, which this transformers does not have; update it")
     model = skeleton(lambda: kind(kind.config_class.from_dict(dict(config))), where)
-    return fill(model, tensors, dtype, device, "text encoder")
+    return Part(model, tensors, dtype, "text encoder")
 
 
 def make_tokenizer(folder: Path) -> Any:

@@ -1,0 +1,50 @@
+"""A part that is on the device only while it runs: its weights are copied there, and dropped there afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Slot = tuple[dict[str, Any], str, Any]
+
+
+@contextmanager
+def visiting(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """Have a module's weights and tables on a device while the `with` lasts, and where they were after it.
+
+    What stays behind is the module as it was: a change to its weights made meanwhile is lost.
+    """
+    homes = slots(module)
+    try:
+        moved: dict[int, Any] = {}
+        for place, name, value in homes:
+            if id(value) not in moved:
+                moved[id(value)] = like(value, value.data.to(device))
+            place[name] = moved[id(value)]
+        yield module
+    finally:
+        for place, name, value in homes:
+            place[name] = value
+
+
+def slots(module: nn.Module) -> list[Slot]:
+    """Every place of a module that holds a parameter or buffer: the dictionary, the name in it, and what it holds."""
+    return [
+        (place, name, value)
+        for inside in module.modules()
+        for place in (inside._parameters, inside._buffers)
+        for name, value in place.items()
+        if value is not None
+    ]
+
+
+def like(value: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """The data as what it stands for is: a parameter or a bare tensor."""
+    from torch import nn
+
+    return nn.Parameter(data, requires_grad=False) if isinstance(value, nn.Parameter) else data
