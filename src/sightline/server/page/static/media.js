@@ -21,13 +21,23 @@ export function kindOf(file) {
 export async function readFile(file) {
   const kind = kindOf(file);
   if (kind === null) throw new MediaError("notMedia");
-  if (kind === "video") return itemOf(file, file, "video", {});
-  const picture = await decoded(file);
+  const held = await copied(file);
+  if (kind === "video") return itemOf(file, held, "video", {});
+  const picture = await decoded(held);
   const { naturalWidth: width, naturalHeight: height } = picture;
   if (!width || !height) throw new MediaError("unreadable");
   const fits = Math.max(width, height) <= MAX_SIDE && file.size <= MAX_BYTES;
-  if (fits && PLAIN_TYPES.includes(file.type)) return itemOf(file, file, "image", { width, height });
+  if (fits && PLAIN_TYPES.includes(file.type)) return itemOf(file, held, "image", { width, height });
   return smaller(file, picture);
+}
+
+// A browser refuses to read a chosen file that was written to afterwards; what was attached is what is sent.
+async function copied(file) {
+  try {
+    return new Blob([await file.arrayBuffer()], { type: file.type });
+  } catch {
+    throw new MediaError("unreadable");
+  }
 }
 
 function itemOf(file, blob, kind, more) {
