@@ -86,6 +86,14 @@ def test_a_record_that_is_none_is_not_replaced(tmp_path: Path) -> None:
         check_target(tmp_path / "cat.mp4", overwrite=True)
 
 
+def test_the_record_of_another_video_is_kept(tmp_path: Path) -> None:
+    keep(tmp_path / "cat.mp4")
+    with pytest.raises(SightlineError, match=r"cat.json belongs to cat.mp4; choose another name"):
+        keep(tmp_path / "cat.gif", overwrite=True)
+    (tmp_path / "cat.mp4").unlink()
+    keep(tmp_path / "cat.gif")
+
+
 @pytest.mark.parametrize("there", ["cat.mp4/", "cat.frames"])
 def test_what_is_in_the_way_is_named(tmp_path: Path, there: str) -> None:
     if there.endswith("/"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sightline.cli.video import compare, tune
+from sightline.cli.video import compare, generate, tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,5 +18,6 @@ def _group() -> None:
     """A group of commands."""
 
 
+app.command("generate", epilog=generate.EXAMPLE, cls=generate.Command)(generate.command)
 app.command("compare", epilog=compare.EXAMPLE)(compare.command)
 app.command("tune", epilog=tune.EXAMPLE)(tune.command)

@@ -54,11 +54,13 @@ def check_target(path: Path, *, overwrite: bool = False, save_frames: bool = Fal
     record = record_path(path)
     if record.exists():
         try:
-            Record.read(record)
+            whose = Record.read(record).file
         except SightlineError as error:
             raise SightlineError(
                 f"{record} is there and no record of a video; choose another name with -o"
             ) from error
+        if whose != path.name and (path.parent / whose).is_file():
+            raise SightlineError(f"{record} belongs to {whose}; choose another name with -o")
     _check_writable(path)
 
 

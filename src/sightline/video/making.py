@@ -1,0 +1,142 @@
+"""Making videos into files: one model and one way to compute, for one request or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightline.video.plan import Plan
+from sightline.video.request import Request
+from sightline.video.setting import Setting
+from sightline.video.writing.record import Record
+from sightline.video.writing.save import save
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sightline.video.parallel.layout import Layout
+    from sightline.video.pipeline import OnStep, VideoPipeline
+
+PlanFor = Callable[[Request], "Plan | None"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request with all that is checked before its long part.
+
+    Attributes:
+        setting: what it will be computed with.
+        plan: of the step cache, or None.
+    """
+
+    request: Request
+    setting: Setting
+    plan: Plan | None
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes videos with one pipeline.
+
+    Attributes:
+        load: options of `VideoPipeline.load` that made the pipeline; they go into the record.
+        plan_for: the step cache's plan for a request.
+        plan_anyway: use plans that were found for other generations.
+        quality: of the encoder (crf); its default without.
+        save_frames: the frames as PNG files too.
+        overwrite: replace videos that are there.
+        parallel: what a record says of the processes.
+        command: the command line, for the record.
+        seconds: that belong to every video, `load` for one.
+    """
+
+    pipeline: VideoPipeline
+    load: Mapping[str, Any]
+    plan_for: PlanFor
+    plan_anyway: bool = False
+    quality: int | None = None
+    save_frames: bool = False
+    overwrite: bool = False
+    parallel: Mapping[str, Any] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def order(self, prompt: str, **settings: Any) -> Order:
+        """Check a request, and its plan.
+
+        Raises:
+            UsageError: a setting out of range.
+            SightlineError: the plan is for another generation.
+        """
+        return self.order_for(self.pipeline.request(prompt, **settings))
+
+    def order_for(self, request: Request) -> Order:
+        """The same for a whole request."""
+        defaults = self.pipeline.components.defaults
+        request.check(defaults.multiple, defaults.temporal)
+        setting = self.pipeline.setting(request)
+        plan = self.plan_for(request)
+        if plan is not None:
+            plan.setting.require(setting, anyway=self.plan_anyway)
+        return Order(request, setting, plan)
+
+    def make(
+        self,
+        order: Order,
+        path: Path,
+        *,
+        texts: Mapping[str, Tensor] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Record | None:
+        """Generate and write a video; the record, or None on a rank that does not write.
+
+        Args:
+            texts: as `VideoPipeline.encode` gives them, where they are known.
+
+        Raises:
+            SightlineError: it could not be generated or written.
+        """
+        # Only when known: a pipeline may encode as it generates.
+        known = {} if texts is None else {"texts": texts}
+        video = self.pipeline.generate(
+            order.request, plan=order.plan, plan_anyway=self.plan_anyway, on_step=on_step, **known
+        )
+        if not self.writes:
+            return None
+        record = Record(
+            order.request,
+            self.load,
+            order.setting,
+            order.plan,
+            self.plan_anyway,
+            self.parallel,
+            {**self.seconds, **video.seconds},
+            self.command,
+        )
+        return save(
+            video,
+            path,
+            record,
+            quality=self.quality,
+            save_frames=self.save_frames,
+            overwrite=self.overwrite,
+        )
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes for all."""
+        layout = self.pipeline.layout
+        return layout is None or layout.leads
+
+
+def as_said(layout: Layout | None, value: Any) -> Any:
+    """What rank 0 has as this value, on every rank."""
+    if layout is None or layout.world == 1:
+        return value
+    import torch.distributed as dist
+
+    said = [value]
+    dist.broadcast_object_list(said, src=0, group=layout.everyone)
+    return said[0]
