@@ -16,6 +16,7 @@ _HOMES = {
     "LoRARequest": "sightline.engine.adapters",
     "SamplingParams": "sightline.engine.sampling.params",
     "StructuredOutputsParams": "sightline.engine.sampling.structured.params",
+    "VideoPipeline": "sightline.video.pipeline",
     "process_vision_info": "sightline.data.vision_inputs",
 }
 
@@ -26,6 +27,7 @@ __all__ = [
     "LoRARequest",
     "SamplingParams",
     "StructuredOutputsParams",
+    "VideoPipeline",
     "__version__",
     "process_vision_info",
 ]
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from sightline.engine.sampling.structured.params import StructuredOutputsParams
     from sightline.video.agent import CacheAgent
     from sightline.video.config import CacheConfig
+    from sightline.video.pipeline import VideoPipeline
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,274 @@
+"""`VideoPipeline`: from a prompt to a video with Wan2.1."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightline.hardware import accelerator
+from sightline.progress import note
+from sightline.video.attach import attached
+from sightline.video.builders import exact
+from sightline.video.cache import StepCache
+from sightline.video.components import Components, load_components
+from sightline.video.denoise import Step, denoise
+from sightline.video.plan import Plan
+from sightline.video.request import Request
+from sightline.video.result import Video
+from sightline.video.setting import Setting
+from sightline.video.solvers import make_solver
+from sightline.video.text import clean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sightline.video.parallel.layout import Layout
+
+OnStep = Callable[[Step], None]
+
+
+class VideoPipeline:
+    """A Wan text-to-video model, ready to generate.
+
+    Args:
+        components: its parts.
+        operators: let Wan's blocks compute with `hardware.operators`.
+        layout: this process's place among several that generate together.
+        vae_parallel: decode over all of them.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        *,
+        operators: bool = True,
+        layout: Layout | None = None,
+        vae_parallel: bool = False,
+    ) -> None:
+        self.components = components
+        self.layout = layout
+        self.operators = operators
+        self.accelerator = accelerator.find(str(components.device))
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        *,
+        operators: bool = True,
+        layout: Layout | None = None,
+        vae_parallel: bool = False,
+        **options: Any,
+    ) -> VideoPipeline:
+        """Load a model's folder: diffusers', or Wan2.1's original files.
+
+        Args:
+            model: the folder; the small model that comes with the package without it.
+            options: of `load_components`: `dtype`, `device`, `offload`, `cast_weights`, `tile_vae`,
+                `transformer_file`, `vae_file`, `text_encoder_file`, `tokenizer`.
+
+        Raises:
+            SightlineError: what is missing or does not fit, and where.
+        """
+        if model is None:
+            from sightline.video.tiny import tiny_wan_folder
+
+            model = tiny_wan_folder()
+        components = load_components(model, **options)
+        return cls(components, operators=operators, layout=layout, vae_parallel=vae_parallel)
+
+    def request(self, prompt: str, **settings: Any) -> Request:
+        """What is asked for, with this model's defaults for what is not said.
+
+        Args:
+            settings: fields of `Request`; None means the default.
+
+        Raises:
+            UsageError: a value out of range, or a size that the model does not have, with the nearest it has.
+        """
+        defaults = self.components.defaults
+        given = {name: value for name, value in settings.items() if value is not None}
+        width, height = given.get("width", defaults.width), given.get("height", defaults.height)
+        filled: dict[str, Any] = {
+            "width": width,
+            "height": height,
+            "frames": defaults.frames,
+            "steps": defaults.steps,
+            "guidance": defaults.guidance,
+            "shift": defaults.shift(width, height),
+            "fps": defaults.fps,
+            "negative_prompt": defaults.negative_prompt,
+            "scheduler": defaults.scheduler,
+        }
+        request = Request(prompt=prompt, **(filled | given))
+        request.check(defaults.multiple, defaults.temporal)
+        return request
+
+    def setting(self, request: Request) -> Setting:
+        """What a plan is found for and checked against."""
+        import diffusers
+        import torch
+
+        parts = self.components
+        return Setting(
+            steps=request.steps,
+            model=parts.name,
+            weights=parts.weights_fingerprint(),
+            scheduler=request.scheduler,
+            shift=float(request.shift),
+            width=request.width,
+            height=request.height,
+            frames=request.frames,
+            guidance=float(request.guidance),
+            dtype=str(parts.dtype).removeprefix("torch."),
+            device=self.accelerator.name,
+            versions={"torch": torch.__version__, "diffusers": diffusers.__version__},
+        )
+
+    def encode(self, request: Request) -> dict[str, Tensor]:
+        """The texts of the branches, [1, L, D] each in the transformer's dtype, as `WanPipeline` pads them."""
+        texts = {"cond": request.prompt, "uncond": request.negative_prompt}
+        parts = self.components
+        with parts.on_device("text_encoder") as encoder:
+            return {
+                branch: self._encoded(encoder, texts[branch]).to(parts.device, parts.dtype)
+                for branch in request.branches
+            }
+
+    def noise(self, request: Request) -> Tensor:
+        """What a generation begins with, [1, C, F, H, W] in float32; drawn in host memory, so that a seed means the
+        same on every device and rank."""
+        import torch
+
+        parts = self.components
+        vae = parts.vae.config
+        shape = (
+            1,
+            parts.transformer.config.in_channels,
+            (request.frames - 1) // vae.scale_factor_temporal + 1,
+            request.height // vae.scale_factor_spatial,
+            request.width // vae.scale_factor_spatial,
+        )
+        generator = torch.Generator().manual_seed(request.seed)
+        return torch.randn(shape, generator=generator).to(parts.device)
+
+    def denoise(
+        self,
+        request: Request,
+        texts: Mapping[str, Tensor],
+        *,
+        cache: StepCache | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """The latents of a video, [1, C, F, H, W] in float32.
+
+        Args:
+            texts: as `encode` gives them.
+            cache: carries a plan out; without one every step is computed, and what both branches share once.
+            on_step: is told of each step that is done; what it raises ends the generation.
+        """
+        import torch
+
+        parts, layout = self.components, self.layout
+        mine = layout.branches if layout is not None and len(texts) > 1 else tuple(texts)
+        if cache is None:
+            cache = StepCache(exact(self._bare(request)), share=len(mine) > 1)
+        solver = make_solver(request, parts.scheduler, parts.device)
+        with torch.inference_mode(), parts.on_device("transformer") as model, attached(model, cache):
+            return denoise(
+                model,
+                solver,
+                self.noise(request),
+                {branch: texts[branch] for branch in mine},
+                guidance=request.guidance,
+                clock=cache.step,
+                gather=layout.gather_branches if layout is not None and len(mine) < len(texts) else None,
+                on_step=on_step,
+            )
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The pictures of latents, [F, 3, H, W] in [0, 1], float32 in host memory."""
+        import torch
+
+        with torch.inference_mode(), self.components.on_device("vae") as vae:
+            mean, deviation = (
+                torch.tensor(values, device=latents.device).view(1, -1, 1, 1, 1)
+                for values in (vae.config.latents_mean, vae.config.latents_std)
+            )
+            scaled = (latents.float() * deviation + mean).to(vae.dtype)
+            pictures = vae.decode(scaled, return_dict=False)[0][0]
+            return (pictures.float() / 2 + 0.5).clamp(0, 1).transpose(0, 1).contiguous().cpu()
+
+    def generate(
+        self,
+        prompt: str | Request,
+        *,
+        plan: Plan | None = None,
+        plan_anyway: bool = False,
+        on_step: OnStep | None = None,
+        **settings: Any,
+    ) -> Video:
+        """Make a video.
+
+        Args:
+            prompt: what it shall show, or a whole request.
+            plan: of the step cache; refused if it was found for another generation.
+            plan_anyway: use it all the same, with a warning of what differs.
+            settings: fields of `Request`.
+
+        Raises:
+            UsageError: a setting out of range.
+            SightlineError: the plan is for something else, with the fields that differ.
+        """
+        request = prompt if isinstance(prompt, Request) else self.request(prompt, **settings)
+        request.check(self.components.defaults.multiple, self.components.defaults.temporal)
+        setting = self.setting(request)
+        cache = None if plan is None else self._cache(plan, setting, plan_anyway)
+        seconds: dict[str, float] = {}
+        with self._timed(seconds, "text"):
+            texts = self.encode(request)
+        with self._timed(seconds, "denoise"):
+            latents = self.denoise(request, texts, cache=cache, on_step=on_step)
+        with self._timed(seconds, "decode"):
+            frames = self.decode(latents)
+        return Video(frames, latents.cpu(), request, setting, plan, seconds)
+
+    def _cache(self, plan: Plan, setting: Setting, anyway: bool) -> StepCache:
+        name = f"plan {plan.name!r}" if plan.name else "the plan"
+        differences = plan.setting.require(setting, whose=name, anyway=anyway)
+        if differences:
+            note(f"warning: {name} was found for another generation: {'; '.join(differences)}")
+        alone = self.layout is not None and len(self.layout.branches) == 1
+        return StepCache(plan, share=not alone and setting.guidance is not None and setting.guidance > 1)
+
+    def _bare(self, request: Request) -> Setting:
+        """Enough of a setting for a plan that computes everything: no look at the weights."""
+        return Setting(steps=request.steps)
+
+    def _encoded(self, encoder: Any, text: str) -> Tensor:
+        import torch
+
+        parts, length = self.components, self.components.defaults.text_length
+        ids = parts.tokenizer(clean(text), return_attention_mask=False, verbose=False)["input_ids"]
+        if len(ids) > length:
+            note(f"warning: a prompt has {len(ids)} tokens, and this model reads the first {length}")
+        tokens = parts.tokenizer(
+            clean(text), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        where = next(encoder.parameters()).device
+        mask = tokens["attention_mask"].to(where)
+        with torch.inference_mode():
+            states = encoder(tokens["input_ids"].to(where), mask).last_hidden_state
+            # Behind the text are zeros, not what the encoder makes of padding.
+            return states * mask.unsqueeze(-1).to(states.dtype)
+
+    @contextmanager
+    def _timed(self, seconds: dict[str, float], part: str) -> Iterator[None]:
+        self.accelerator.synchronize()
+        begun = time.perf_counter()
+        yield
+        self.accelerator.synchronize()
+        seconds[part] = time.perf_counter() - begun

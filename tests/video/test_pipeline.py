@@ -1,0 +1,199 @@
+"""The pipeline against diffusers' own, number for number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from wan_folder import make_wan_folder
+
+from sightline import VideoPipeline
+from sightline.errors import SightlineError, UsageError
+from sightline.video.builders import exact, fixed_interval
+from sightline.video.denoise import Step
+from sightline.video.plan import Plan
+from sightline.video.sites import Site
+
+SIZE: dict[str, Any] = {"width": 48, "height": 32, "frames": 9, "steps": 5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_wan_folder(tmp_path_factory.mktemp("wan") / "model")
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> VideoPipeline:
+    return VideoPipeline.load(folder, dtype="fp32", device="cpu", operators=False)
+
+
+@pytest.fixture
+def theirs(folder: Path) -> Any:
+    from diffusers import WanPipeline
+
+    pipeline = WanPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def their_video(pipeline: Any, **settings: Any) -> torch.Tensor:
+    video = pipeline(
+        "a three moving left",
+        negative_prompt=settings.pop("negative_prompt", ""),
+        height=32,
+        width=48,
+        num_frames=9,
+        num_inference_steps=5,
+        generator=torch.Generator().manual_seed(7),
+        output_type="pt",
+        max_sequence_length=512,
+        **settings,
+    ).frames[0]
+    assert isinstance(video, torch.Tensor)
+    return video
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_a_video_equals_the_one_of_diffusers(plain: VideoPipeline, theirs: Any, guidance: float) -> None:
+    ours = plain.generate(
+        "a three moving left", seed=7, guidance=guidance, negative_prompt="a seven", shift=3.0, **SIZE
+    )
+    expected = their_video(theirs, guidance_scale=guidance, negative_prompt="a seven")
+    assert ours.frames.shape == (9, 3, 32, 48)
+    assert ours.frames.dtype == torch.float32
+    assert float(ours.frames.std()) > 0.05
+    torch.testing.assert_close(ours.frames, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++", "euler"])
+def test_other_solvers_equal_diffusers_with_them(plain: VideoPipeline, theirs: Any, scheduler: str) -> None:
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+    if scheduler == "euler":
+        theirs.scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
+    else:
+        theirs.scheduler = DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=6.0
+        )
+    quiet = SIZE | {"negative_prompt": ""}
+    ours = plain.generate(
+        "a three moving left", seed=7, guidance=4.0, shift=6.0, scheduler=scheduler, **quiet
+    )
+    unipc = plain.generate("a three moving left", seed=7, guidance=4.0, shift=6.0, **quiet)
+    torch.testing.assert_close(ours.frames, their_video(theirs, guidance_scale=4.0), rtol=0, atol=2e-5)
+    assert float((ours.frames - unipc.frames).abs().max()) > 1e-3
+
+
+def test_a_plan_that_computes_everything_changes_no_bit(plain: VideoPipeline) -> None:
+    request = plain.request("a three", guidance=3.0, **SIZE)
+    with_plan = plain.generate(request, plan=exact(plain.setting(request)))
+    assert torch.equal(with_plan.latents, plain.generate(request).latents)
+
+
+def test_a_plan_does_what_it_says(plain: VideoPipeline) -> None:
+    request = plain.request("a three", guidance=3.0, **SIZE)
+    plan = fixed_interval(plain.setting(request), 2, start=1, site=Site.parse("blocks[1:3]"))
+    reused = plain.generate(request, plan=plan)
+    expected = plain.generate(request)
+    assert reused.plan is plan
+    assert not torch.equal(reused.latents, expected.latents)
+    again = plain.generate(request, plan=plan)
+    assert torch.equal(reused.latents, again.latents)
+    assert torch.equal(plain.generate(request).latents, expected.latents)
+
+
+def test_a_plan_for_something_else_is_refused_unless_asked(
+    plain: VideoPipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = plain.request("a three", **SIZE)
+    other = plain.request("a three", **(SIZE | {"frames": 5}))
+    plan = fixed_interval(plain.setting(other), 2)
+    with pytest.raises(SightlineError, match=r"frames \(5, here 9\)"):
+        plain.generate(request, plan=plan)
+    plain.generate(request, plan=plan, plan_anyway=True)
+    assert "frames (5, here 9)" in capsys.readouterr().err
+    with pytest.raises(SightlineError, match=r"steps \(5, here 4\)"):
+        plain.generate("a three", plan=plan, plan_anyway=True, **(SIZE | {"steps": 4}))
+
+
+def test_a_seed_decides_and_is_repeated(plain: VideoPipeline) -> None:
+    first, again, other = (plain.generate("a three", seed=seed, **SIZE).frames for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_every_step_is_told(plain: VideoPipeline) -> None:
+    told: list[Step] = []
+    video = plain.generate("a three", guidance=2.0, on_step=told.append, **SIZE)
+    assert [step.index for step in told] == [0, 1, 2, 3, 4]
+    assert {step.steps for step in told} == {5}
+    assert [step.sigma for step in told] == sorted((step.sigma for step in told), reverse=True)
+    assert all(set(step.velocities) == {"cond", "uncond"} for step in told)
+    assert torch.equal(told[-1].latents, video.latents)
+    assert video.seconds.keys() == {"text", "denoise", "decode"}
+
+
+def test_a_generation_that_ends_early_leaves_the_model_as_it_was(plain: VideoPipeline) -> None:
+    expected = plain.generate("a three", **SIZE).frames
+    held = dict(plain.components.transformer.__dict__)
+
+    def stop(step: Step) -> None:
+        if step.index == 2:
+            raise KeyboardInterrupt
+
+    request = plain.request("a three", **SIZE)
+    plan = fixed_interval(plain.setting(request), 2)
+    with pytest.raises(KeyboardInterrupt):
+        plain.generate(request, plan=plan, on_step=stop)
+    assert plain.components.transformer.__dict__.keys() == held.keys()
+    assert torch.equal(plain.generate("a three", **SIZE).frames, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"width": 50}, "width must be a multiple of 8 for this model, not 50; take 48 or 56"),
+        ({"height": 3}, "height must be a multiple of 8 for this model, not 3; take 8"),
+        ({"frames": 8}, r"frames must be 4n \+ 1 for this model, not 8; take 5 or 9"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 1000, not 0"),
+        ({"guidance": float("nan")}, "guidance must be a number from 0 to 1000, not nan"),
+        ({"shift": 0}, "shift must be a number from above 0 to 1000, not 0"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"scheduler": "ddim"}, r"scheduler must be unipc, dpm\+\+, euler, not 'ddim'"),
+        ({"prompt": " "}, "the prompt is empty"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(
+    plain: VideoPipeline, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        plain.request(**({"prompt": "a three"} | SIZE | settings))
+
+
+def test_a_prompt_that_is_too_long_is_said(plain: VideoPipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = plain.encode(plain.request("a three " * 300, **SIZE))
+    assert texts["cond"].shape[1] == 512
+    assert "a prompt has 601 tokens, and this model reads the first 512" in capsys.readouterr().err
+
+
+def test_a_model_that_predicts_noise_is_refused(
+    plain: VideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import UniPCMultistepScheduler
+
+    monkeypatch.setattr(plain.components, "scheduler", UniPCMultistepScheduler())
+    with pytest.raises(SightlineError, match="predicts epsilon"):
+        plain.generate("a three", **SIZE)
+
+
+def test_a_setting_names_what_a_plan_is_held_against(plain: VideoPipeline, tmp_path: Path) -> None:
+    request = plain.request("a three", shift=4.0, guidance=2.5, **SIZE)
+    setting = plain.setting(request)
+    assert (setting.width, setting.height, setting.frames, setting.steps) == (48, 32, 9, 5)
+    assert (setting.shift, setting.guidance, setting.dtype) == (4.0, 2.5, "float32")
+    assert setting.weights == plain.components.weights_fingerprint()
+    plan = fixed_interval(setting, 2)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json").setting == setting
