@@ -197,3 +197,18 @@ def test_a_setting_names_what_a_plan_is_held_against(plain: VideoPipeline, tmp_p
     plan = fixed_interval(setting, 2)
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json").setting == setting
+
+
+def test_our_operators_give_the_same_video(plain: VideoPipeline, folder: Path) -> None:
+    ours = VideoPipeline.load(folder, dtype="fp32", device="cpu").generate("a three", seed=3, **SIZE)
+    torch.testing.assert_close(
+        ours.latents, plain.generate("a three", seed=3, **SIZE).latents, rtol=0, atol=1e-4
+    )
+
+
+def test_texts_may_be_encoded_before(plain: VideoPipeline) -> None:
+    request = plain.request("a three", seed=3, **SIZE)
+    other = plain.encode(plain.request("a seven", **SIZE))
+    assert torch.equal(
+        plain.generate(request, texts=other).latents, plain.generate("a seven", seed=3, **SIZE).latents
+    )

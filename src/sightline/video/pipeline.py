@@ -15,6 +15,7 @@ from sightline.video.builders import exact
 from sightline.video.cache import StepCache
 from sightline.video.components import Components, load_components
 from sightline.video.denoise import Step, denoise
+from sightline.video.parallel.layout import Layout
 from sightline.video.plan import Plan
 from sightline.video.request import Request
 from sightline.video.result import Video
@@ -24,8 +25,6 @@ from sightline.video.text import clean
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from sightline.video.parallel.layout import Layout
 
 OnStep = Callable[[Step], None]
 
@@ -49,9 +48,12 @@ class VideoPipeline:
         vae_parallel: bool = False,
     ) -> None:
         self.components = components
-        self.layout = layout
-        self.operators = operators
+        self.layout = layout or Layout()
         self.accelerator = accelerator.find(str(components.device))
+        if operators:
+            from sightline.video.wan_blocks import use_operators
+
+            use_operators(components.transformer)
 
     @classmethod
     def load(
@@ -172,8 +174,7 @@ class VideoPipeline:
         """
         import torch
 
-        parts, layout = self.components, self.layout
-        mine = layout.branches if layout is not None and len(texts) > 1 else tuple(texts)
+        parts, mine = self.components, self.layout.mine(texts)
         if cache is None:
             cache = StepCache(exact(self._bare(request)), share=len(mine) > 1)
         solver = make_solver(request, parts.scheduler, parts.device)
@@ -182,10 +183,10 @@ class VideoPipeline:
                 model,
                 solver,
                 self.noise(request),
-                {branch: texts[branch] for branch in mine},
+                mine,
                 guidance=request.guidance,
                 clock=cache.step,
-                gather=layout.gather_branches if layout is not None and len(mine) < len(texts) else None,
+                gather=self.layout.gather_branches,
                 on_step=on_step,
             )
 
@@ -209,6 +210,7 @@ class VideoPipeline:
         plan: Plan | None = None,
         plan_anyway: bool = False,
         on_step: OnStep | None = None,
+        texts: Mapping[str, Tensor] | None = None,
         **settings: Any,
     ) -> Video:
         """Make a video.
@@ -217,6 +219,7 @@ class VideoPipeline:
             prompt: what it shall show, or a whole request.
             plan: of the step cache; refused if it was found for another generation.
             plan_anyway: use it all the same, with a warning of what differs.
+            texts: as `encode` gave them, where many were encoded at once.
             settings: fields of `Request`.
 
         Raises:
@@ -229,7 +232,7 @@ class VideoPipeline:
         cache = None if plan is None else self._cache(plan, setting, plan_anyway)
         seconds: dict[str, float] = {}
         with self._timed(seconds, "text"):
-            texts = self.encode(request)
+            texts = self.encode(request) if texts is None else texts
         with self._timed(seconds, "denoise"):
             latents = self.denoise(request, texts, cache=cache, on_step=on_step)
         with self._timed(seconds, "decode"):
@@ -241,8 +244,8 @@ class VideoPipeline:
         differences = plan.setting.require(setting, whose=name, anyway=anyway)
         if differences:
             note(f"warning: {name} was found for another generation: {'; '.join(differences)}")
-        alone = self.layout is not None and len(self.layout.branches) == 1
-        return StepCache(plan, share=not alone and setting.guidance is not None and setting.guidance > 1)
+        both = len(self.layout.branches) > 1 and setting.guidance is not None and setting.guidance > 1
+        return StepCache(plan, share=both)
 
     def _bare(self, request: Request) -> Setting:
         """Enough of a setting for a plan that computes everything: no look at the weights."""
