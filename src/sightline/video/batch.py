@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,8 @@ _ENCODED_AHEAD = (
     32  # prompts: 4 MB of text each with Wan2.1, and the text encoder comes to the device once for all
 )
 
-OnVideo = Callable[["Item"], "OnStep | None"]
+# Stands around the making of each video: given the video, its number from 1, and how many are made.
+OnVideo = Callable[["Item", int, int], "AbstractContextManager[OnStep | None]"]
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Item:
             "seed": request.get("seed"),
         }
         if self.record is not None:
-            said |= {"seconds": dict(self.record.seconds), "frames_sha256": self.record.frames_sha256}
+            seconds = {part: round(value, 4) for part, value in self.record.seconds.items()}
+            said |= {"seconds": seconds, "frames_sha256": self.record.frames_sha256}
         return said | ({"error": self.error} if self.error else {})
 
 
@@ -107,7 +109,6 @@ def run_batch(
     *,
     settings: Mapping[str, Any] | None = None,
     count: int = 1,
-    suffix: str = ".mp4",
     on_video: OnVideo | None = None,
 ) -> Batch:
     """Make every video that is not there yet.
@@ -118,13 +119,13 @@ def run_batch(
     Args:
         settings: fields of `Request` for rows that do not set them.
         count: videos a row, with the seeds after the row's own.
-        on_video: is told of each video as it begins, and may give what is told of each of its steps.
+        on_video: stands around each video that is made, and may give what is told of each of its steps.
 
     Raises:
         SightlineError: there is a video made with other settings, or nothing can be written.
     """
     with _held(folder, maker.writes):
-        batch = Batch(folder, _items(maker, rows, folder, settings or {}, count, suffix), list(bad))
+        batch = Batch(folder, _items(maker, rows, folder, settings or {}, count), list(bad))
         for text in batch.failures:
             note(text)
         if maker.writes:
@@ -140,7 +141,7 @@ def run_batch(
 
 
 def _items(
-    maker: Maker, rows: Sequence[Row], folder: Path, settings: Mapping[str, Any], count: int, suffix: str
+    maker: Maker, rows: Sequence[Row], folder: Path, settings: Mapping[str, Any], count: int
 ) -> list[Item]:
     items: list[Item] = []
     taken: dict[str, int] = {}
@@ -148,7 +149,7 @@ def _items(
         for copy in range(count):
             # The first keeps the plain name, so that asking for more later keeps what is there.
             name = row.name if copy == 0 else f"{row.name}-{copy + 1}"
-            item = Item(row, folder / f"{name}{suffix}")
+            item = Item(row, folder / f"{name}.mp4")
             try:
                 first = taken.setdefault(name.lower(), row.line)
                 if first != row.line:
@@ -198,24 +199,28 @@ def _take_what_is_there(batch: Batch, maker: Maker) -> None:
 
 
 def _make_all(batch: Batch, maker: Maker, on_video: OnVideo | None) -> None:
-    alone = maker.pipeline.layout is None or maker.pipeline.layout.world == 1
     # What is in the way is what is not whole, or may be replaced: that was checked.
     maker = replace(maker, overwrite=True)
-    for item, texts in _with_texts([item for item in batch.items if item.status == "waiting"], maker):
-        assert item.order is not None
-        on_step = on_video(item) if on_video is not None else None
-        try:
-            item.record = maker.make(item.order, item.path, texts=texts, on_step=on_step)
-            item.status = "done"
-        except SightlineError as error:
-            # What cannot be written now cannot be written next; and a rank alone must not go on without the others.
-            if not alone or isinstance(error.__cause__, OSError):
-                raise
-            item.status, item.error = "failed", str(error)
-            note(f"line {item.row.line}: {error}")
-        finally:
-            if maker.writes and item.status != "waiting":
-                batch.write_results()
+    waiting = [item for item in batch.items if item.status == "waiting"]
+    for number, (item, texts) in enumerate(_with_texts(waiting, maker), 1):
+        with nullcontext() if on_video is None else on_video(item, number, len(waiting)) as on_step:
+            _make(item, maker, texts, on_step)
+        if maker.writes:
+            batch.write_results()
+
+
+def _make(item: Item, maker: Maker, texts: Mapping[str, Tensor] | None, on_step: OnStep | None) -> None:
+    assert item.order is not None
+    try:
+        item.record = maker.make(item.order, item.path, texts=texts, on_step=on_step)
+        item.status = "done"
+    except SightlineError as error:
+        # What cannot be written now cannot be written next; and a rank alone must not go on without the others.
+        together = maker.pipeline.layout is not None and maker.pipeline.layout.world > 1
+        if together or isinstance(error.__cause__, OSError):
+            raise
+        item.status, item.error = "failed", str(error)
+        note(f"line {item.row.line}: {error}")
 
 
 def _with_texts(items: Sequence[Item], maker: Maker) -> Iterator[tuple[Item, Mapping[str, Tensor] | None]]:

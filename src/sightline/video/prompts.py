@@ -97,7 +97,7 @@ def read_prompts(path: Path) -> tuple[list[Row], list[BadRow]]:
 
 def slug(prompt: str) -> str:
     """A prompt as part of a file's name: letters and digits of any script, hyphens between; `video` without any."""
-    words = re.sub(r"[^\w]+|_+", "-", unicodedata.normalize("NFKC", prompt).lower()).strip("-")
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", prompt).lower()).strip("-")
     # A file system counts bytes; letters of other scripts have up to four, and their cuts must not split one.
     short = words[:_LONGEST_SLUG].encode()[: 2 * _LONGEST_SLUG].decode(errors="ignore")
     return short.strip("-") or "video"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sightline.cli.video import compare, generate, tune
+from sightline.cli.video import compare, generate, search, tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,5 +19,6 @@ def _group() -> None:
 
 
 app.command("generate", epilog=generate.EXAMPLE, cls=generate.Command)(generate.command)
+app.command("search", epilog=search.EXAMPLE)(search.command)
 app.command("compare", epilog=compare.EXAMPLE)(compare.command)
 app.command("tune", epilog=tune.EXAMPLE)(tune.command)

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import json
-import random
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand
 
-from sightline.cli.options import Device
 from sightline.cli.video import options as ours
 from sightline.cli.video import theirs
-from sightline.cli.video.showing import Generation, Waiting, one_voice, summary
-from sightline.errors import SightlineError, UsageError
-from sightline.progress import Progress, note
+from sightline.cli.video.building import check_usage, load_options, make_maker, settings_of, sizes_of
+from sightline.cli.video.showing import Generation, Voice, one_voice, summary
+from sightline.errors import SightlineError
+from sightline.progress import Progress, duration, note
 
 if TYPE_CHECKING:
     from sightline.video.batch import Batch, Item
-    from sightline.video.making import Maker, Order, PlanFor
-    from sightline.video.parallel.layout import Layout
-    from sightline.video.pipeline import VideoPipeline
+    from sightline.video.making import Maker, Order
+    from sightline.video.pipeline import OnStep
+    from sightline.video.prompts import BadRow, Row
     from sightline.video.request import Request
     from sightline.video.writing.record import Record
 
-EXAMPLE = 'Example: sightline video generate --model Wan2.1-T2V-1.3B-Diffusers --prompt "a cat" --size 832x480 -o cat.mp4'
+EXAMPLE = 'Example: sightline video generate --model Wan2.1-T2V-1.3B-Diffusers --prompt "a cat" -o cat.mp4'
 _BUILT_IN_PROMPT = "a three moving left and a seven moving up"  # what the built-in model has learned to show
-_CACHE = {"step_start": 12, "step_interval": 4, "step_end": 37}  # MindIE's defaults
 
 
 class Command(TyperCommand):
@@ -60,7 +58,7 @@ def command(
     save_frames: ours.SaveFrames = False,
     crf: ours.Crf = None,
     as_json: ours.AsJson = False,
-    device: Device = None,
+    device: ours.VideoDevice = None,
     dtype: ours.VideoDtype = None,
     offload: ours.Offload = None,
     cast_weights: ours.CastWeights = None,
@@ -109,28 +107,32 @@ def command(
     Without --model it is the small built-in model of moving digits. The options of Wan2.1's own generate.py work too.
     """
     given = dict(locals())
-    with one_voice():
+    with one_voice() as voice:
         theirs.answer_theirs(task, given)
-        _generate(given)
+        _generate(given, voice)
 
 
-def _generate(given: dict[str, Any]) -> None:
+def _generate(given: dict[str, Any], voice: Voice) -> None:
     from sightline.video.parallel.launch import joined, leads
+    from sightline.video.parallel.watch import watched
+    from sightline.video.prompts import read_prompts
     from sightline.video.writing.record import Record
 
     record = None if given["again"] is None else Record.read(given["again"])
-    settings = _settings(given)
-    load = _load_options(given, record)
-    _check_usage(given, record)
+    settings = settings_of(given)
+    load = load_options(given, record)
+    check_usage(given, record)
+    rows, bad = read_prompts(given["prompts"]) if given["prompts"] is not None else ([], [])
     if given["output"] is not None and given["prompts"] is None and leads():
         _check_target(given, given["output"])
-    sizes = _sizes(given, record)
-    with joined(*sizes, given["device"] or load.get("device")) as layout:
-        maker = _maker(given, record, load, layout)
+    sizes = sizes_of(given, record)
+    with joined(*sizes, load.get("device")) as layout, watched(layout):
+        voice.settled = True
+        maker = make_maker(given, record, load, layout)
         if given["prompts"] is None:
             _one(given, maker, record, settings)
         else:
-            _many(given, maker, settings)
+            _many(given, maker, rows, bad, settings)
 
 
 def _one(given: dict[str, Any], maker: Maker, record: Record | None, settings: dict[str, Any]) -> None:
@@ -152,40 +154,40 @@ def _one(given: dict[str, Any], maker: Maker, record: Record | None, settings: d
         typer.echo(summary(made, output))
 
 
-def _many(given: dict[str, Any], maker: Maker, settings: dict[str, Any]) -> None:
+def _many(
+    given: dict[str, Any], maker: Maker, rows: list[Row], bad: list[BadRow], settings: dict[str, Any]
+) -> None:
     from sightline.video.batch import run_batch
-    from sightline.video.prompts import read_prompts
+    from sightline.video.making import as_said
 
-    folder, begun = given["output"], time.monotonic()
-    rows, bad = read_prompts(given["prompts"])
-    with Progress("videos", len(rows) * given["num_videos"]) as bar:
-        shown: list[Generation] = []
+    begun = time.monotonic()
+    settings = as_said(maker.pipeline.layout, settings)
+    with Progress("videos") as bar:
 
-        def begin(item: Item) -> Any:
-            while shown:
-                shown.pop().__exit__(None, None, None)
-                bar.advance()
-            if item.order is None:
-                return None
-            shown.append(Generation(item.path.stem, item.order.request.steps).__enter__())
-            return shown[-1].take
+        @contextmanager
+        def shown(item: Item, number: int, count: int) -> Iterator[OnStep]:
+            bar.update(number - 1, count)
+            with Generation(item.path.stem, item.order.request.steps if item.order else 0) as generation:
+                yield generation.take
+            bar.update(number, count)
 
-        try:
-            batch = run_batch(
-                maker, rows, bad, folder, settings=settings, count=given["num_videos"], on_video=begin
-            )
-        finally:
-            while shown:
-                shown.pop().__exit__(*sys.exc_info())
+        batch = run_batch(
+            maker,
+            rows,
+            bad,
+            given["output"],
+            settings=settings,
+            count=given["num_videos"],
+            on_video=shown,
+        )
     if maker.writes:
         _print_batch(batch, time.monotonic() - begun, given["as_json"])
     if failures := batch.failures:
-        of = len(batch.items) + len(batch.bad)
-        raise SightlineError(f"{len(failures)} of {of} videos failed; the first: {failures[0]}")
+        count = len(batch.items) + len(batch.bad)
+        raise SightlineError(f"{len(failures)} of {count} videos failed; the first: {failures[0]}")
 
 
 def _print_batch(batch: Batch, seconds: float, as_json: bool) -> None:
-    from sightline.progress import duration
     from sightline.video.batch import RESULTS
 
     counts = {status: batch.count(status) for status in ("done", "skipped", "failed")}
@@ -202,140 +204,6 @@ def _print_batch(batch: Batch, seconds: float, as_json: bool) -> None:
         f"{batch.folder}: {counts['done']} made, {counts['skipped']} there already, {counts['failed']} failed, "
         f"in {duration(seconds)}; {RESULTS} has a line for each"
     )
-
-
-def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request that the command line sets."""
-    from sightline.video.size import parse_size
-
-    names = ("negative_prompt", "frames", "steps", "guidance", "shift", "scheduler", "seed", "fps")
-    settings = {name: given[name] for name in names if given[name] is not None}
-    if given["size"] is not None:
-        settings["width"], settings["height"] = parse_size(given["size"])
-    if settings.get("seed", 0) < 0:
-        settings["seed"] = random.SystemRandom().randrange(2**31)
-    return settings
-
-
-def _load_options(given: Mapping[str, Any], record: Record | None) -> dict[str, Any]:
-    """Options of `VideoPipeline.load`, the record's where the command line has none."""
-    load = {} if record is None else dict(record.load)
-    files = ("model", "transformer_file", "vae_file", "text_encoder_file", "tokenizer")
-    plain = ("device", "dtype", "cast_weights", "tile_vae", "t5_cpu", "operators", "vae_parallel")
-    # Absolute, so that the record can be used from another folder.
-    load |= {name: str(given[name].absolute()) for name in files if given[name] is not None}
-    load |= {name: given[name] for name in plain if given[name] is not None}
-    if (offload := ours.offload_from(given["offload"])) is not None:
-        load["offload"] = offload
-    return load
-
-
-def _check_usage(given: Mapping[str, Any], record: Record | None) -> None:
-    """Refuse options that exclude or need one another.
-
-    Raises:
-        UsageError: which, and what to do.
-    """
-    from sightline.video.prompts import check_text
-
-    for name in ("prompt", "negative_prompt"):
-        if given[name] is not None:
-            check_text(given[name], f"--{name.replace('_', '-')}")
-    if given["prompts"] is not None:
-        if given["prompt"] is not None or record is not None:
-            raise UsageError("--prompts brings its own prompts; leave --prompt and --from out")
-        if given["output"] is None:
-            raise UsageError("many videos need a folder; name it with -o")
-    elif given["num_videos"] > 1:
-        raise UsageError("--num-videos is for a file of --prompts; give one, or run it once a --seed")
-    elif given["prompt"] is None and record is None and given["model"] is not None:
-        raise UsageError("there is nothing to show; give --prompt, --prompts or --from")
-    chosen = [name for name in ("plan", "use_attentioncache", "block_cache") if given[name]]
-    if len(chosen) > 1:
-        spelt = " and ".join("--" + name.replace("_", "-") for name in chosen)
-        raise UsageError(f"{spelt} exclude one another; give one")
-    idle = [name for name in ("start_step", "attentioncache_interval", "end_step") if given[name] is not None]
-    idle += [name for name in ("block_start", "block_end") if given[name] is not None]
-    if idle and not (given["use_attentioncache"] or given["block_cache"]):
-        raise UsageError(
-            f"--{idle[0].replace('_', '-')} says how a cache works; give --use-attentioncache or --block-cache too"
-        )
-
-
-def _sizes(given: Mapping[str, Any], record: Record | None) -> tuple[int, int]:
-    """Over how many cards tokens and branches go: as said, as the record had it, or not at all."""
-    from sightline.video.parallel.launch import process_count
-
-    told = {} if record is None else record.parallel
-    if told.get("processes") != process_count():
-        told = {}
-    ulysses, cfg = (given[f"{name}_size"] or told.get(name, 1) for name in ("ulysses", "cfg"))
-    return ulysses, cfg
-
-
-def _maker(given: Mapping[str, Any], record: Record | None, load: dict[str, Any], layout: Layout) -> Maker:
-    from sightline.video.making import Maker
-    from sightline.video.pipeline import VideoPipeline
-
-    begun = time.monotonic()
-    parallel = {"processes": layout.world, "ulysses": layout.ulysses, "cfg": layout.cfg}
-    options = {name: value for name, value in load.items() if name != "t5_cpu"}
-    if layout.world == 1:
-        options.pop("vae_parallel", None)
-    with Waiting("loading the model"):
-        pipeline = VideoPipeline.load(**options, layout=layout if layout.world > 1 else None)
-    if load.get("t5_cpu"):
-        pipeline.components.text_encoder.to("cpu")
-    theirs.check_task(given["task"], pipeline)
-    seconds = {"load": time.monotonic() - begun} if given["prompts"] is None else {}
-    return Maker(
-        pipeline,
-        {**load, "dtype": str(pipeline.components.dtype).removeprefix("torch.")},
-        _plan_for(given, record, pipeline),
-        plan_anyway=given["plan_anyway"] or (record is not None and record.plan_anyway),
-        quality=given["crf"],
-        save_frames=given["save_frames"],
-        overwrite=given["overwrite"],
-        parallel={**parallel, "vae": bool(options.get("vae_parallel"))},
-        command=("sightline", *sys.argv[1:]),
-        seconds=seconds,
-    )
-
-
-def _plan_for(given: Mapping[str, Any], record: Record | None, pipeline: VideoPipeline) -> PlanFor:
-    """What gives the step cache's plan of a request."""
-    from sightline.video.config import CacheConfig
-    from sightline.video.plan import Plan
-
-    if given["plan"] is not None:
-        plan = Plan.load(given["plan"])
-        return lambda request: plan
-    if not (given["use_attentioncache"] or given["block_cache"]):
-        kept = None if record is None else record.plan
-        return lambda request: kept
-    told = {
-        "step_start": given["start_step"],
-        "step_interval": given["attentioncache_interval"],
-        "step_end": given["end_step"],
-        "block_start": given["block_start"],
-        "block_end": given["block_end"],
-    }
-    chosen = _CACHE | {name: value for name, value in told.items() if value is not None}
-    method: Any = "attention_cache" if given["use_attentioncache"] else "dit_block_cache"
-    blocks = len(pipeline.components.transformer.blocks)
-
-    def plan_for(request: Request) -> Plan:
-        plan = CacheConfig(method, blocks, request.steps, **chosen).plan()
-        rows = [row for sites in plan.actions.values() for row in sites.values()]
-        if all(set(row) <= {"C"} for row in rows):
-            raise UsageError(
-                f"the step cache takes nothing in {request.steps} steps of {blocks} blocks: a step after --start-step "
-                f"{chosen['step_start']}, up to --end-step {chosen['step_end']}, that --attentioncache-interval "
-                f"{chosen['step_interval']} leaves out"
-            )
-        return plan
-
-    return plan_for
 
 
 def _order(given: Mapping[str, Any], maker: Maker, record: Record | None, settings: dict[str, Any]) -> Order:

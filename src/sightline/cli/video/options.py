@@ -11,10 +11,11 @@ from sightline.errors import UsageError
 
 
 def _option(*names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, **settings)
+    return typer.Option(*names, help=help, rich_help_panel=_panel, **settings)
 
 
 # What to make.
+_panel = "What to make"
 Prompt = Annotated[str | None, _option("--prompt", help="What the video shall show.")]
 Negative = Annotated[
     str | None, _option("--negative-prompt", help="What to keep away from; the model's own without it.")
@@ -42,6 +43,7 @@ From = Annotated[
 ]
 
 # Many at once.
+_panel = "Many at once"
 Prompts = Annotated[
     Path | None,
     _option("--prompts", help="A prompt a line, or jsonl with settings of their own; -o is a folder then."),
@@ -51,6 +53,7 @@ NumVideos = Annotated[
 ]
 
 # Where it goes.
+_panel = "Where it goes"
 Output = Annotated[
     Path | None,
     _option("--output", "-o", "--save-file", help="The file (.mp4, .mov, .mkv, .webm, .gif), or the folder."),
@@ -63,6 +66,7 @@ Crf = Annotated[
 AsJson = Annotated[bool, _option("--json", help="Print what the JSON beside the video says, in one line.")]
 
 # What computes it, and how.
+_panel = "What computes it, and how"
 VideoModel = Annotated[
     Path | None,
     _option(
@@ -95,9 +99,11 @@ T5Cpu = Annotated[bool | None, _option("--t5-cpu/--no-t5-cpu", help="The text en
 Operators = Annotated[
     bool | None, _option("--operators/--no-operators", help="Fused operators, or the model's own code.")
 ]
+VideoDevice = Annotated[str | None, _option("--device", help="cpu, cuda, npu, cuda:1, ...")]
 VideoDtype = Annotated[str | None, _option("--dtype", help="auto, bf16, fp16 or fp32.")]
 
 # The step cache.
+_panel = "The step cache: see docs/step-cache.md"
 PlanFile = Annotated[
     Path | None, _option("--plan", help="A step-cache plan, as `sightline video search` finds.")
 ]
@@ -127,6 +133,7 @@ BlockStart = Annotated[int | None, _option("--block-start", min=0, help="First b
 BlockEnd = Annotated[int | None, _option("--block-end", min=1, help="The first block that no longer is.")]
 
 # Several cards.
+_panel = "Several cards, under torchrun"
 Ulysses = Annotated[
     int | None,
     _option("--ulysses-size", min=1, help="Cards that share each branch's tokens, under torchrun."),

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -79,21 +80,30 @@ class Generation:
             self._bar.__enter__()
 
 
+@dataclass
+class Voice:
+    """Who speaks. `settled` once the ranks are joined and watched: from there on the watch says who tells an error."""
+
+    settled: bool = False
+
+
 @contextmanager
-def one_voice() -> Iterator[None]:
+def one_voice() -> Iterator[Voice]:
     """Let rank 0 speak for all that torchrun started.
 
-    An error that every rank makes is said once: the others hold theirs back until torchrun ends them, and say it only
-    if rank 0 goes on.
+    An error that every rank makes before they are joined is said once: the others hold theirs back until torchrun ends
+    them, and say it only if rank 0 goes on.
     """
+    voice = Voice()
     if os.environ.get("RANK", "0") == "0":
-        yield
+        yield voice
         return
     set_quiet()
     try:
-        yield
+        yield voice
     except SightlineError:
-        time.sleep(_PATIENCE)
+        if not voice.settled:
+            time.sleep(_PATIENCE)
         raise
 
 

@@ -18,7 +18,12 @@ def _hidden(name: str) -> Any:
 
 
 Task = Annotated[
-    str | None, typer.Option("--task", help="t2v-1.3B or t2v-14B: checks that the model is of this size.")
+    str | None,
+    typer.Option(
+        "--task",
+        help="t2v-1.3B or t2v-14B: checks that the model is of this size.",
+        rich_help_panel="What computes it, and how",
+    ),
 ]
 DitFsdp = Annotated[bool, _hidden("--dit-fsdp")]
 T5Fsdp = Annotated[bool, _hidden("--t5-fsdp")]

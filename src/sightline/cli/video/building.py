@@ -1,0 +1,164 @@
+"""What the options of `sightline video generate` say together."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sightline.cli.video import theirs
+from sightline.cli.video.options import offload_from
+from sightline.cli.video.showing import Waiting
+from sightline.errors import UsageError
+
+if TYPE_CHECKING:
+    from sightline.video.making import Maker, PlanFor
+    from sightline.video.parallel.layout import Layout
+    from sightline.video.pipeline import VideoPipeline
+    from sightline.video.request import Request
+    from sightline.video.writing.record import Record
+
+_CACHE = {"step_start": 12, "step_interval": 4, "step_end": 37}  # MindIE's defaults
+
+
+def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request that the command line sets."""
+    from sightline.video.size import parse_size
+
+    names = ("negative_prompt", "frames", "steps", "guidance", "shift", "scheduler", "seed", "fps")
+    settings = {name: given[name] for name in names if given[name] is not None}
+    if given["size"] is not None:
+        settings["width"], settings["height"] = parse_size(given["size"])
+    if settings.get("seed", 0) < 0:
+        settings["seed"] = random.SystemRandom().randrange(2**31)
+    return settings
+
+
+def load_options(given: Mapping[str, Any], record: Record | None) -> dict[str, Any]:
+    """Options of `VideoPipeline.load`, the record's where the command line has none."""
+    load = {} if record is None else dict(record.load)
+    files = ("model", "transformer_file", "vae_file", "text_encoder_file", "tokenizer")
+    plain = ("device", "dtype", "cast_weights", "tile_vae", "t5_cpu", "operators", "vae_parallel")
+    # Absolute, so that the record can be used from another folder.
+    load |= {name: str(given[name].absolute()) for name in files if given[name] is not None}
+    load |= {name: given[name] for name in plain if given[name] is not None}
+    if (offload := offload_from(given["offload"])) is not None:
+        load["offload"] = offload
+    return load
+
+
+def check_usage(given: Mapping[str, Any], record: Record | None) -> None:
+    """Refuse options that exclude or need one another.
+
+    Raises:
+        UsageError: which, and what to do.
+    """
+    from sightline.video.prompts import check_text
+    from sightline.video.writing.formats import SUFFIXES
+
+    for name in ("prompt", "negative_prompt"):
+        if given[name] is not None:
+            check_text(given[name], f"--{name.replace('_', '-')}")
+    if given["prompts"] is not None:
+        if given["prompt"] is not None or record is not None:
+            raise UsageError("--prompts brings its own prompts; leave --prompt and --from out")
+        if given["output"] is None:
+            raise UsageError("many videos need a folder; name it with -o")
+        if given["output"].suffix.lower() in SUFFIXES:
+            raise UsageError(
+                f"with --prompts -o is a folder, not {given['output']}; name it {given['output'].stem}"
+            )
+    elif given["num_videos"] > 1:
+        raise UsageError("--num-videos is for a file of --prompts; give one, or run it once a --seed")
+    elif given["prompt"] is None and record is None and given["model"] is not None:
+        raise UsageError("there is nothing to show; give --prompt, --prompts or --from")
+    chosen = [name for name in ("plan", "use_attentioncache", "block_cache") if given[name]]
+    if len(chosen) > 1:
+        spelt = " and ".join("--" + name.replace("_", "-") for name in chosen)
+        raise UsageError(f"{spelt} exclude one another; give one")
+    idle = [name for name in ("start_step", "attentioncache_interval", "end_step") if given[name] is not None]
+    idle += [name for name in ("block_start", "block_end") if given[name] is not None]
+    if idle and not (given["use_attentioncache"] or given["block_cache"]):
+        raise UsageError(
+            f"--{idle[0].replace('_', '-')} says how a cache works; give --use-attentioncache or --block-cache too"
+        )
+
+
+def sizes_of(given: Mapping[str, Any], record: Record | None) -> tuple[int, int]:
+    """Over how many cards tokens and branches go: as said, as the record had it, or not at all."""
+    from sightline.video.parallel.launch import process_count
+
+    told = {} if record is None else record.parallel
+    if told.get("processes") != process_count():
+        told = {}
+    ulysses, cfg = (given[f"{name}_size"] or told.get(name, 1) for name in ("ulysses", "cfg"))
+    return ulysses, cfg
+
+
+def make_maker(
+    given: Mapping[str, Any], record: Record | None, load: dict[str, Any], layout: Layout
+) -> Maker:
+    from sightline.video.making import Maker
+    from sightline.video.pipeline import VideoPipeline
+
+    begun = time.monotonic()
+    parallel = {"processes": layout.world, "ulysses": layout.ulysses, "cfg": layout.cfg}
+    options = {name: value for name, value in load.items() if name != "t5_cpu"}
+    if layout.world == 1:
+        options.pop("vae_parallel", None)
+    with Waiting("loading the model"):
+        pipeline = VideoPipeline.load(**options, layout=layout if layout.world > 1 else None)
+    if load.get("t5_cpu"):
+        pipeline.components.text_encoder.to("cpu")
+    theirs.check_task(given["task"], pipeline)
+    seconds = {"load": time.monotonic() - begun} if given["prompts"] is None else {}
+    return Maker(
+        pipeline,
+        {**load, "dtype": str(pipeline.components.dtype).removeprefix("torch.")},
+        _plan_for(given, record, pipeline),
+        plan_anyway=given["plan_anyway"] or (record is not None and record.plan_anyway),
+        quality=given["crf"],
+        save_frames=given["save_frames"],
+        overwrite=given["overwrite"],
+        parallel={**parallel, "vae": bool(options.get("vae_parallel"))},
+        command=("sightline", *sys.argv[1:]),
+        seconds=seconds,
+    )
+
+
+def _plan_for(given: Mapping[str, Any], record: Record | None, pipeline: VideoPipeline) -> PlanFor:
+    """What gives the step cache's plan of a request."""
+    from sightline.video.config import CacheConfig
+    from sightline.video.plan import Plan
+
+    if given["plan"] is not None:
+        plan = Plan.load(given["plan"])
+        return lambda request: plan
+    if not (given["use_attentioncache"] or given["block_cache"]):
+        kept = None if record is None else record.plan
+        return lambda request: kept
+    told = {
+        "step_start": given["start_step"],
+        "step_interval": given["attentioncache_interval"],
+        "step_end": given["end_step"],
+        "block_start": given["block_start"],
+        "block_end": given["block_end"],
+    }
+    chosen = _CACHE | {name: value for name, value in told.items() if value is not None}
+    method: Any = "attention_cache" if given["use_attentioncache"] else "dit_block_cache"
+    blocks = len(pipeline.components.transformer.blocks)
+
+    def plan_for(request: Request) -> Plan:
+        plan = CacheConfig(method, blocks, request.steps, **chosen).plan()
+        rows = [row for sites in plan.actions.values() for row in sites.values()]
+        if all(set(row) <= {"C"} for row in rows):
+            raise UsageError(
+                f"the step cache takes nothing in {request.steps} steps of {blocks} blocks: a step after --start-step "
+                f"{chosen['step_start']}, up to --end-step {chosen['step_end']}, that --attentioncache-interval "
+                f"{chosen['step_interval']} leaves out"
+            )
+        return plan
+
+    return plan_for
