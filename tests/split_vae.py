@@ -69,3 +69,32 @@ def refused(rank: int, group: Any, case: str) -> str:
             split_decoder(vae, group, rank, group.size())
         vae.decode(z)
     return str(caught.value)
+
+
+def pipeline_frames(
+    rank: int, group: Any, folder: str, size: tuple[int, int], parallel: bool = True
+) -> tuple[torch.Tensor, bool]:
+    """What a pipeline decodes, and whether each rank decoded a strip."""
+    pipeline = _pipeline(rank, group, folder, parallel)
+    strips = []
+    decoder = pipeline.components.vae.decoder
+    hook = decoder.register_forward_pre_hook(lambda _, inputs: strips.append(inputs[0].shape[-1]))
+    request = pipeline.request("a", width=size[0], height=size[1], frames=5)
+    frames = pipeline.decode(pipeline.noise(request))
+    hook.remove()
+    return frames, max(strips) < size[0] // pipeline.components.vae.config.scale_factor_spatial
+
+
+def pipeline_refused(rank: int, group: Any, folder: str, size: tuple[int, int]) -> str:
+    """How it says before any work that a video is too small."""
+    with pytest.raises(UsageError) as caught:
+        _pipeline(rank, group, folder, True).generate("a", width=size[0], height=size[1], frames=1)
+    return str(caught.value)
+
+
+def _pipeline(rank: int, group: Any, folder: str, parallel: bool) -> Any:
+    from sightline.video.parallel.layout import Layout
+    from sightline.video.pipeline import VideoPipeline
+
+    layout = Layout(rank=rank, world=group.size(), ulysses=group.size(), everyone=group)
+    return VideoPipeline.load(folder, device="cpu", layout=layout, vae_parallel=parallel)

@@ -129,6 +129,17 @@ def no_memory_on_2(rank: int, folder: Path) -> None:
     together()
 
 
+def hangs_on_its_way_out(rank: int, folder: Path) -> None:
+    """As leaving a process group can whose other ranks do not answer."""
+    import torch.distributed as dist
+
+    wait(folder)
+    if rank == 1:
+        dist.destroy_process_group = lambda: time.sleep(60)
+        raise ValueError("a wrong number")
+    together()
+
+
 def leaves_on_1(rank: int, folder: Path) -> None:
     wait(folder)
     if rank == 1:

@@ -16,6 +16,7 @@ from sightline.video.cache import StepCache
 from sightline.video.components import Components, load_components
 from sightline.video.denoise import Step, denoise
 from sightline.video.parallel.layout import Layout
+from sightline.video.parallel.vae import check_decoder, check_strips, split_over
 from sightline.video.plan import Plan
 from sightline.video.request import Request
 from sightline.video.result import Video
@@ -49,6 +50,9 @@ class VideoPipeline:
     ) -> None:
         self.components = components
         self.layout = layout or Layout()
+        self.vae_parallel = vae_parallel and self.layout.world > 1
+        if self.vae_parallel:
+            check_decoder(components.vae)
         self.accelerator = accelerator.find(str(components.device))
         if operators:
             from sightline.video.wan_blocks import use_operators
@@ -194,7 +198,8 @@ class VideoPipeline:
         """The pictures of latents, [F, 3, H, W] in [0, 1], float32 in host memory."""
         import torch
 
-        with torch.inference_mode(), self.components.on_device("vae") as vae:
+        ranks = self.layout if self.vae_parallel else Layout()
+        with torch.inference_mode(), self.components.on_device("vae") as vae, split_over(vae, ranks):
             mean, deviation = (
                 torch.tensor(values, device=latents.device).view(1, -1, 1, 1, 1)
                 for values in (vae.config.latents_mean, vae.config.latents_std)
@@ -228,6 +233,9 @@ class VideoPipeline:
         """
         request = prompt if isinstance(prompt, Request) else self.request(prompt, **settings)
         request.check(self.components.defaults.multiple, self.components.defaults.temporal)
+        if self.vae_parallel:
+            factor = self.components.vae.config.scale_factor_spatial
+            check_strips(request.width // factor, request.height // factor, self.layout.world)
         setting = self.setting(request)
         cache = None if plan is None else self._cache(plan, setting, plan_anyway)
         seconds: dict[str, float] = {}

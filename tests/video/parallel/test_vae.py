@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rank_pool import Pool
-from split_vae import decode_strip, latents, make_vae, refused
+from split_vae import decode_strip, latents, make_vae, pipeline_frames, pipeline_refused, refused
+from wan_folder import make_wan_folder
 
 from sightline.errors import SightlineError, UsageError
+from sightline.video.parallel.layout import Layout
 from sightline.video.parallel.vae import split_decoder
 from sightline.video.parallel.vae.traffic import traffic
+from sightline.video.pipeline import VideoPipeline
 
 TOLERANCE = 5e-6  # of numbers in [-1, 1], in float32, after some twenty convolutions of random weights
 
@@ -129,3 +133,24 @@ def test_what_is_no_wan_vae_is_refused() -> None:
     vae.decoder.conv_out._padding = (2, 2, 2, 2, 2, 0)
     with pytest.raises(SightlineError, match="decoder.conv_out is no convolution of 3x3"):
         split_decoder(vae, None, 0, 1)
+
+
+def test_the_pipeline_decodes_over_ranks_when_asked(pool: Pool, tmp_path: Path) -> None:
+    folder = str(make_wan_folder(tmp_path))
+    (alone, split), *_ = pool.run(1, pipeline_frames, folder, (64, 48))
+    assert not split
+    assert alone.shape == (5, 3, 48, 64)
+    for parallel in (True, False):
+        for frames, split in pool.run(3, pipeline_frames, folder, (64, 48), parallel):
+            assert split == parallel
+            assert (frames - alone).abs().max() <= TOLERANCE
+
+
+def test_the_pipeline_refuses_what_it_cannot_split_before_it_works(pool: Pool, tmp_path: Path) -> None:
+    folder = make_wan_folder(tmp_path)
+    said = pool.run(4, pipeline_refused, str(folder), (8, 8))
+    assert all("latents of 2x2 cannot be decoded by 4 ranks" in text for text in said)
+    with pytest.raises(UsageError, match="--vae-parallel"):
+        VideoPipeline.load(
+            folder, device="cpu", tile_vae=True, layout=Layout(world=2, ulysses=2), vae_parallel=True
+        )

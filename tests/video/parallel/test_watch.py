@@ -46,6 +46,12 @@ def test_out_of_memory_on_one_rank(tmp_path: Path) -> None:
     assert ended.codes == [1, 1, 1]
 
 
+def test_a_rank_that_hangs_while_its_error_is_on_the_way_to_the_user(tmp_path: Path) -> None:
+    ended = run(tmp_path, ranks.hangs_on_its_way_out)
+    check(ended, "error: rank 1: ValueError: a wrong number")
+    assert ended.codes == [1, 1, 1]
+
+
 def test_leaving_with_a_code_ends_the_others_with_it(tmp_path: Path) -> None:
     ended = run(tmp_path, ranks.leaves_on_1)
     assert ended.codes == [7, 7, 7]

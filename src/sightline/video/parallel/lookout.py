@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 GRACE = 0.5  # seconds in which failures of several ranks count as one
-LAST_WORDS = 3.0  # seconds that the rank which tells the user has until the others end
+LAST_WORDS = 4.0  # seconds that the rank which tells the user has until the others end
 ARRIVAL = 30.0  # seconds in which every rank has to connect
 
 

@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.errors import SightlineError
 from sightline.video.parallel.lookout import Line, Lookout, gone
+from sightline.video.parallel.signals import Signals
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from sightline.video.parallel.layout import Layout
 
-FUSE = 5.0  # seconds that a rank has to leave the process once it has been told to speak
+FUSE = 2.5  # seconds in which the rank that is to speak has to do so; fewer than lookout.LAST_WORDS
 HANDOVER = 1.0  # seconds that a signal has to reach the main thread
 _CONNECTION = re.compile(
     r"gloo|nccl|hccl|connection (was )?(closed|reset|refused)|broken pipe|timed? ?out", re.I
@@ -68,6 +67,11 @@ def watched(layout: Layout, say: Callable[[str], None] | None = None) -> Iterato
         raise
 
 
+def is_chosen(error: BaseException) -> bool:
+    """Whether `watched` let this error out, for this rank to tell; the other ranks are silent."""
+    return getattr(error, "of_watched", False)
+
+
 class _Watch:
     def __init__(self, layout: Layout, say: Callable[[str], None]) -> None:
         self.rank, self.world, self.say = layout.rank, layout.world, say
@@ -88,7 +92,7 @@ class _Watch:
         self._line, self._heard = _reach(
             hosts, port, {"token": token, "rank": self.rank, "name": _name()}, self.rank
         )
-        self._signals = _Signals()
+        self._signals = Signals()
         self._thread = threading.Thread(target=self._listen, name="sightline-watch", daemon=True)
         self._thread.start()
 
@@ -112,6 +116,7 @@ class _Watch:
         self._signals.restore()
         if self._alone:
             _name_rank(error, self.rank)
+        error.of_watched = True  # type: ignore[attr-defined]
 
     def _report(self, sentence: str, code: int, *, doubtful: bool) -> None:
         if not self._sentence and not self._known:
@@ -159,8 +164,9 @@ class _Watch:
         if not text and self._waiting.wait(HANDOVER):
             self._alone = alone
             self._mine.set()
-            time.sleep(FUSE)  # of a process that hangs while it ends
-            _leave(self._code)
+            # What is left on its way to whoever prints errors may hang, as leaving a broken process group can. This
+            # thread stops with the interpreter: here again, nothing was printed.
+            time.sleep(FUSE)
         self.say(text or (f"rank {self.rank}: {self._sentence}" if alone else self._sentence))
         _leave(self._code if not text else 1)
 
@@ -169,45 +175,6 @@ class _Watch:
         if not self._known and self.rank == 1:
             self.say(gone(0, self._first, self.world))
         _leave(self._code)
-
-
-class _Signals:
-    """SIGINT and SIGTERM as something to be read: Python's own handlers run in the main thread, and only when that is
-    not inside a collective. Handlers of the program's own stay, and are left alone with their signals."""
-
-    def __init__(self) -> None:
-        self._here, self._there = socket.socketpair()
-        self._here.setblocking(False)
-        self._there.setblocking(False)
-        self._term: Any = None
-        self._old = -1
-        self._in_main = threading.current_thread() is threading.main_thread()
-        if self._in_main:
-            self._old = signal.set_wakeup_fd(self._there.fileno(), warn_on_full_buffer=False)
-            if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-                self._term = signal.signal(signal.SIGTERM, _wait)
-
-    def fileno(self) -> int:
-        return self._here.fileno()
-
-    def received(self) -> list[int]:
-        try:
-            numbers = list(self._here.recv(64))
-        except OSError:
-            return []
-        ours: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _wait}
-        return [number for number in numbers if number in ours and signal.getsignal(number) is ours[number]]
-
-    def restore(self) -> None:
-        if self._in_main:
-            signal.set_wakeup_fd(self._old)
-            if self._term is not None:
-                signal.signal(signal.SIGTERM, self._term)
-        self._in_main = False
-
-
-def _wait(number: int, frame: FrameType | None) -> None:
-    """For SIGTERM: the thread ends the process, when the others know."""
 
 
 def _broadcast(value: tuple[int, str, list[str], str], layout: Layout) -> tuple[int, str, list[str], str]:

@@ -10,7 +10,8 @@ come one chunk after the other as before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sightline.errors import SightlineError, UsageError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
+    from sightline.video.parallel.layout import Layout
+
 Forward = Callable[..., Any]
 
 
@@ -28,6 +31,19 @@ def split_decoder(
 ) -> SplitDecoder:
     """Let `vae.decode` compute one strip of the picture on each rank; see `SplitDecoder`."""
     return SplitDecoder(vae, group, rank, size, everywhere=everywhere)
+
+
+@contextmanager
+def split_over(vae: Any, layout: Layout) -> Iterator[None]:
+    """`SplitDecoder` over all ranks of a layout for the length of a `with`; alone, nothing is changed."""
+    if layout.world == 1:
+        yield
+        return
+    split = split_decoder(vae, layout.everyone, layout.rank, layout.world)
+    try:
+        yield
+    finally:
+        split.undo()
 
 
 class SplitDecoder:
@@ -56,7 +72,7 @@ class SplitDecoder:
         import torch
         from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanCausalConv3d
 
-        _check(vae)
+        check_decoder(vae)
         self.vae, self.group, self.rank, self.size, self.everywhere = vae, group, rank, size, everywhere
         self.sent: dict[str, int] = {}
         self._strip: Strip | None = None
@@ -178,7 +194,12 @@ def _framed(x: Tensor, lines: Borders, axis: int) -> Tensor:
     return wide
 
 
-def _check(vae: Any) -> None:
+def check_decoder(vae: Any) -> None:
+    """Refuse a VAE that cannot be split.
+
+    Raises:
+        SightlineError: it is of another kind, is split already, or decodes in tiles.
+    """
     import torch
 
     if type(vae).__name__ != "AutoencoderKLWan":

@@ -25,6 +25,19 @@ def longer_side(shape: Sequence[int]) -> int:
     return ROWS if shape[ROWS] > shape[COLUMNS] else COLUMNS
 
 
+def check_strips(width: int, height: int, size: int) -> None:
+    """Refuse latents that are smaller than the ranks are many.
+
+    Raises:
+        UsageError: with the number of ranks that works.
+    """
+    if max(width, height) < size:
+        raise UsageError(
+            f"latents of {width}x{height} cannot be decoded by {size} ranks, for each takes a strip of the longer "
+            f"side; leave out --vae-parallel, or take {max(width, height)} ranks or fewer or a larger picture"
+        )
+
+
 class Strip:
     """The part of one rank, for the length of a decoding.
 
@@ -47,13 +60,8 @@ class Strip:
         self.group, self.rank, self.size = group, rank, size
         _agree(latents, group, size)
         self.axis = longer_side(latents.shape)
-        length = latents.shape[self.axis]
-        if length < size:
-            raise UsageError(
-                f"latents of {latents.shape[COLUMNS]}x{latents.shape[ROWS]} cannot be decoded by {size} ranks, for "
-                f"each takes a strip of the longer side; take {length} ranks or fewer, or a larger picture"
-            )
-        self.lengths = shares(length, size)
+        check_strips(latents.shape[COLUMNS], latents.shape[ROWS], size)
+        self.lengths = shares(latents.shape[self.axis], size)
         self.sent = {"borders": 0, "attention": 0, "pictures": 0}
 
     def own(self, whole: Tensor) -> Tensor:
