@@ -18,7 +18,7 @@ from sightline.progress import note
 if TYPE_CHECKING:
     from sightline.video.search.search import Task
 
-EXAMPLE = "Example: sightline video search --model Wan2.1-T2V-1.3B-Diffusers --prompts prompts.txt --budget 2.0x -o searched"
+EXAMPLE = "Example: sightline video search --model Wan2.1-T2V-1.3B-Diffusers --prompts prompts.txt --budget 2x -o found"
 _PANEL = "What to find"
 
 
