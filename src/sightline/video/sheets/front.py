@@ -20,7 +20,8 @@ _COLOURS = {
     "baseline": ("#3d4650", "#7c8791", "#a3adb6"),
     "peer": ("#c2571a", "#a3262f", "#8a6d00", "#83378a", "#e0609b", "#5b3a1e", "#3f7d3a"),
 }
-_MARKERS = {"ours": "oPhp", "baseline": "xd+", "peer": "s^vD<>*"}
+# As many as have no divisor in common with the colours, so that pairs come late again.
+_MARKERS = {"ours": "oPh", "baseline": "xd+*1", "peer": "s^vD<>*p"}
 _INK, _BAND = "#1b1f24", "#d7e3f7"
 
 
@@ -153,7 +154,7 @@ def _line(
     beaten = [places[row] for row in rows if row not in best]
     if beaten:
         style = {"color": colour, "marker": marker, "markersize": 4, "alpha": 0.55, "zorder": 2}
-        style |= {"markerfacecolor": "white"} if marker not in "x+" else {}
+        style |= {"markerfacecolor": "white"} if marker not in "x+1" else {}
         axis.plot(*zip(*beaten, strict=True), linestyle="", **style)
     return line
 
