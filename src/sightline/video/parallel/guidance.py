@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sightline.video.parallel.layout import Layout
+    from sightline.video.plan import Plan
 
 
 def exchanged(velocities: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
@@ -35,3 +36,23 @@ def exchanged(velocities: Mapping[str, Tensor], layout: Layout) -> dict[str, Ten
     both = [torch.empty_like(own) for _ in BRANCHES]
     dist.all_gather(both, own, group=layout.cfg_group)
     return dict(zip(BRANCHES, both, strict=True))
+
+
+def check_plan(plan: Plan, layout: Layout) -> None:
+    """Refuse a plan that makes one branch of the other, which another group of cards holds.
+
+    Raises:
+        SightlineError: with the sizes that carry it out.
+    """
+    crossing = any(
+        term.branch != branch
+        for branch, sites in plan.fits.items()
+        for fits in sites.values()
+        for terms in fits.values()
+        for term in terms
+    )
+    if layout.cfg > 1 and crossing:
+        raise SightlineError(
+            f"plan {plan.name!r} makes one guidance branch of the other, which the other group of cards holds: give "
+            f"--ulysses-size {layout.world} --cfg-size 1, or another plan"
+        )

@@ -57,8 +57,7 @@ def joined(
     if ours:
         _connect(_accelerator(device), world, timeout)
     try:
-        layout = arranged(range(world), ulysses, cfg)
-        yield layout
+        yield arranged(range(world), ulysses, cfg) or Layout()
         # torchrun stops the others when one has left, and gloo's threads abort a process that ends over them.
         dist.barrier()
     finally:

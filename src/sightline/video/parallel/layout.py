@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sightline.errors import SightlineError, UsageError
+from sightline.errors import UsageError
 from sightline.video.sites import BRANCHES
 
 if TYPE_CHECKING:
@@ -80,40 +80,42 @@ class Layout:
         return exchanged(velocities, self)
 
 
-def arranged(members: Sequence[int], ulysses: int, cfg: int) -> Layout:
-    """Make the groups of a layout; each of the members, and nobody else, calls this.
+def arranged(members: Sequence[int], ulysses: int, cfg: int) -> Layout | None:
+    """Make the groups of a layout. Every process of torch.distributed's world calls this, in the same order where
+    there are several layouts, as its groups are made by all together.
 
     Args:
-        members: ranks of torch.distributed's world, which is initialised.
+        members: ranks of the world, which is initialised.
+
+    Returns:
+        This process's place; None if it is not a member.
 
     Raises:
         UsageError: there are not as many members as the sizes need.
-        SightlineError: this process is not one of them.
     """
     import torch.distributed as dist
 
     check_sizes(len(members), ulysses, cfg)
-    if dist.get_rank() not in members:
-        raise SightlineError(f"rank {dist.get_rank()} is not of the group {list(members)}")
-    rank = list(members).index(dist.get_rank())
-
-    def group(numbers: Sequence[int]) -> ProcessGroup | None:
-        chosen = [members[number] for number in numbers]
-        if len(chosen) == 1:
-            return None
+    members = sorted(members)  # as torch.distributed orders a group
+    halves = [members[start : start + ulysses] for start in range(0, len(members), ulysses)]
+    pairs = [list(pair) for pair in zip(*halves, strict=True)]
+    made: dict[tuple[int, ...], ProcessGroup | None] = {}
+    for ranks in (members, *halves, *pairs):
         # Not a second connection between the same ranks: each holds memory on the card.
-        everyone = chosen == list(range(dist.get_world_size()))
-        return dist.group.WORLD if everyone else dist.new_group(chosen, use_local_synchronization=True)
-
-    half, place = divmod(rank, ulysses)
+        if len(ranks) > 1 and tuple(ranks) not in made:
+            whole = ranks == list(range(dist.get_world_size()))
+            made[tuple(ranks)] = dist.group.WORLD if whole else dist.new_group(ranks)
+    if dist.get_rank() not in members:
+        return None
+    rank = members.index(dist.get_rank())
     return Layout(
         rank=rank,
         world=len(members),
         ulysses=ulysses,
         cfg=cfg,
-        everyone=group(range(len(members))),
-        ulysses_group=group(range(half * ulysses, (half + 1) * ulysses)),
-        cfg_group=group(range(place, len(members), ulysses)),
+        everyone=made.get(tuple(members)),
+        ulysses_group=made.get(tuple(halves[rank // ulysses])),
+        cfg_group=made.get(tuple(pairs[rank % ulysses])),
     )
 
 

@@ -1,0 +1,69 @@
+"""Whether every rank is about to generate the same, before any of them waits for another in the middle of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from sightline.errors import SightlineError
+
+if TYPE_CHECKING:
+    from sightline.video.parallel.layout import Layout
+    from sightline.video.plan import Plan
+    from sightline.video.request import Request
+
+_LONGEST = 40  # characters of a value in a message
+
+
+def facts(request: Request, weights: str, plan: Plan | None) -> dict[str, str]:
+    """What has to be the same on every rank, by name.
+
+    Args:
+        weights: the transformer's fingerprint.
+    """
+    named = {name.replace("_", " "): repr(value) for name, value in asdict(request).items()}
+    return named | {"weights": weights, "plan": "none" if plan is None else _digest(plan)}
+
+
+def require_same(layout: Layout, facts: Mapping[str, str]) -> None:
+    """Compare with all other ranks, in one exchange.
+
+    Raises:
+        SightlineError: on every rank alike, what differs and where.
+    """
+    if layout.world == 1:
+        return
+    import torch.distributed as dist
+
+    everyone: list[Any] = [None] * layout.world
+    dist.all_gather_object(everyone, dict(facts), group=layout.everyone)
+    names = dict.fromkeys(name for each in everyone for name in each)
+    different = [name for name in names if len({each.get(name) for each in everyone}) > 1]
+    if not different:
+        return
+    said = "; ".join(_told(name, [each.get(name, "absent") for each in everyone]) for name in different)
+    raise SightlineError(
+        f"the ranks are not asked for the same video: {said}; start every rank with the same model, options and plan"
+    )
+
+
+def _told(name: str, values: Sequence[str]) -> str:
+    """`seed (1 on ranks 0 and 2, 3 on rank 1)`"""
+    holders: dict[str, list[str]] = {}
+    for rank, value in enumerate(values):
+        holders.setdefault(value, []).append(str(rank))
+    parts = []
+    for value, ranks in holders.items():
+        short = value if len(value) <= _LONGEST else value[: _LONGEST - 3] + "..."
+        parts.append(f"{short} on rank{'s' if len(ranks) > 1 else ''} {' and '.join(ranks)}")
+    return f"{name} ({', '.join(parts)})"
+
+
+def _digest(plan: Plan) -> str:
+    """A plan's name, and a hash of all that it says."""
+    import hashlib
+    import json
+
+    text = json.dumps(plan.to_json(), sort_keys=True)
+    return f"{plan.name or 'a plan'} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
