@@ -9,6 +9,7 @@ from typing import Any
 
 from sightline.errors import SightlineError
 from sightline.files import read_object
+from sightline.video.request import SCHEDULERS
 
 FILE = "sightline.json"
 
@@ -130,6 +131,8 @@ def _own(path: Path) -> dict[str, Any]:
         elif name in _REAL:
             least = 0.0 if name == "guidance" else 1e-6
             good, form = type(value) in (int, float) and least <= value <= 1000, "number from 0 to 1000"
+        elif name == "scheduler":
+            good, form = value in SCHEDULERS, f"name of {', '.join(SCHEDULERS)}"
         elif name in _TEXT:
             good, form = isinstance(value, str), "text"
         else:
