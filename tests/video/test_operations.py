@@ -207,8 +207,29 @@ def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert roofline.bandwidth(cpu) > 1e8
 
 
+def test_convolutions_in_tf32_have_the_ceiling_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sightline.hardware.operators.dense_attention import measure
+
+    monkeypatch.setattr(
+        measure,
+        "product_rate",
+        lambda device, dtype: {"high": 2.0}.get(torch.get_float32_matmul_precision(), 1.0),
+    )
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    roofline.ceiling.cache_clear()
+    cuda = torch.device("cuda", 0)
+    assert roofline.ceiling(cuda, torch.float32) == 1.0
+    assert roofline.ceiling(cuda, torch.float32, convolutions=True) == 2.0
+    assert roofline.ceiling(cuda, torch.bfloat16, convolutions=True) == 1.0
+    assert roofline.ceiling(torch.device("cpu"), torch.float32, convolutions=True) == 1.0
+    assert torch.get_float32_matmul_precision() == "highest"
+    roofline.ceiling.cache_clear()
+
+
 def test_figures_of_a_generation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roofline, "ceiling", lambda device, dtype: 1e9 if dtype == torch.bfloat16 else 2e9)
+    monkeypatch.setattr(
+        roofline, "ceiling", lambda device, dtype, **rest: 1e9 if dtype == torch.bfloat16 else 2e9
+    )
     model, vae, encoder = make_model(), make_vae(), make_text_encoder()
     parts: Any = SimpleNamespace(
         transformer=model,

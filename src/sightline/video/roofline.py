@@ -29,11 +29,35 @@ def roofline(seconds: float, operations: float, rate: float) -> float:
 
 
 @lru_cache
-def ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product here, measured once in a process."""
+def ceiling(device: torch.device, dtype: torch.dtype, *, convolutions: bool = False) -> float:
+    """Operations a second of a large matrix product here, measured once in a process.
+
+    Args:
+        convolutions: of one that computes as convolutions do: torch lets these, and not products, round float32 to
+            TF32 on CUDA.
+    """
+    import torch
+
     from sightline.hardware.operators.dense_attention.measure import product_rate
 
-    return product_rate(device, dtype)
+    if not (convolutions and device.type == "cuda" and dtype == torch.float32 and _convolves_in_tf32()):
+        return product_rate(device, dtype)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return product_rate(device, dtype)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _convolves_in_tf32() -> bool:
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    try:
+        return bool(cudnn.allow_tf32)
+    except RuntimeError:  # the newer switch was used, which this one cannot read
+        return bool(cudnn.conv.fp32_precision == "tf32")
 
 
 @lru_cache
@@ -95,7 +119,7 @@ def figures(
         if part == "denoise":
             found[part]["tflop_without_plan"] = _rounded(exact.operations / 1e12)
         if seconds.get(part, 0) > 0:
-            rate = ceiling(components.device, dtype)
+            rate = ceiling(components.device, dtype, convolutions=part == "decode")
             found["ceiling_tflops"][str(dtype).removeprefix("torch.")] = _rounded(rate / 1e12)
             found[part]["share"] = _rounded(roofline(seconds[part], work.operations, rate * devices))
     return found
