@@ -15,7 +15,9 @@ from sightline.video.builders import exact
 from sightline.video.cache import StepCache
 from sightline.video.components import Components, load_components
 from sightline.video.denoise import Step, denoise
+from sightline.video.parallel import agree, guidance
 from sightline.video.parallel.layout import Layout
+from sightline.video.parallel.ulysses import cut
 from sightline.video.parallel.vae import check_decoder, check_strips, split_over
 from sightline.video.plan import Plan
 from sightline.video.request import Request
@@ -58,6 +60,7 @@ class VideoPipeline:
             from sightline.video.wan_blocks import use_operators
 
             use_operators(components.transformer)
+        cut(components.transformer, self.layout)
 
     @classmethod
     def load(
@@ -229,14 +232,17 @@ class VideoPipeline:
 
         Raises:
             UsageError: a setting out of range.
-            SightlineError: the plan is for something else, with the fields that differ.
+            SightlineError: the plan is for something else, with the fields that differ; or the ranks are not asked for
+                the same video.
         """
         request = prompt if isinstance(prompt, Request) else self.request(prompt, **settings)
         request.check(self.components.defaults.multiple, self.components.defaults.temporal)
         if self.vae_parallel:
             factor = self.components.vae.config.scale_factor_spatial
             check_strips(request.width // factor, request.height // factor, self.layout.world)
+        self.layout.check_branches(request.branches)
         setting = self.setting(request)
+        agree.require_same(self.layout, agree.facts(request, setting, plan))
         cache = None if plan is None else self._cache(plan, setting, plan_anyway)
         seconds: dict[str, float] = {}
         with self._timed(seconds, "text"):
@@ -252,6 +258,7 @@ class VideoPipeline:
         differences = plan.setting.require(setting, whose=name, anyway=anyway)
         if differences:
             note(f"warning: {name} was found for another generation: {'; '.join(differences)}")
+        guidance.check_plan(plan, self.layout)
         both = len(self.layout.branches) > 1 and setting.guidance is not None and setting.guidance > 1
         return StepCache(plan, share=both)
 

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from sightline.video.parallel.layout import Layout
     from sightline.video.plan import Plan
     from sightline.video.request import Request
+    from sightline.video.setting import Setting
 
 _LONGEST = 40  # characters of a value in a message
 
 
-def facts(request: Request, weights: str, plan: Plan | None) -> dict[str, str]:
-    """What has to be the same on every rank, by name.
-
-    Args:
-        weights: the transformer's fingerprint.
-    """
+def facts(request: Request, setting: Setting, plan: Plan | None) -> dict[str, str]:
+    """What has to be the same on every rank, by name."""
     named = {name.replace("_", " "): repr(value) for name, value in asdict(request).items()}
-    return named | {"weights": weights, "plan": "none" if plan is None else _digest(plan)}
+    # Cards of two kinds round differently, and so do two versions of a library.
+    named |= {name: str(getattr(setting, name)) for name in ("weights", "dtype", "device")}
+    named |= {f"version of {library}": version for library, version in setting.versions.items()}
+    return named | {"plan": "none" if plan is None else _digest(plan)}
 
 
 def require_same(layout: Layout, facts: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ one machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,17 +54,21 @@ class Layout:
         """Whether this rank speaks and writes for all."""
         return self.rank == 0
 
-    def mine(self, texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of the branches that this rank computes.
+    def check_branches(self, branches: Collection[str]) -> None:
+        """Refuse a generation in which a group of cards has nothing to compute.
 
         Raises:
-            UsageError: a group has nothing to compute, as without guidance there is one branch.
+            UsageError: there are two groups, and without guidance one branch.
         """
-        if self.cfg > 1 and set(texts) != set(BRANCHES):
+        if self.cfg > 1 and set(branches) != set(BRANCHES):
             raise UsageError(
                 "without guidance there is one branch and nothing for the second group of cards: give "
                 "--cfg-size 1, or a guidance scale above 1"
             )
+
+    def mine(self, texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the branches that this rank computes; raises what `check_branches` does."""
+        self.check_branches(texts)
         return {branch: text for branch, text in texts.items() if branch in self.branches}
 
     def gather_branches(self, velocities: Mapping[str, Tensor]) -> dict[str, Tensor]:
