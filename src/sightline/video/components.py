@@ -33,6 +33,7 @@ class Components:
         device, dtype: where inputs go, and in which type.
         offload: `none`, `model` or `group`.
         folder: where the model came from; None where every part was given apart.
+        text_device: where the text encoder stays and computes, where that is another device.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Components:
     dtype: torch.dtype
     offload: str = "none"
     folder: Path | None = None
+    text_device: torch.device | None = None
     _fingerprint: str | None = field(default=None, repr=False)
     _visitors: set[str] = field(default_factory=set, repr=False)
 
@@ -65,7 +67,8 @@ class Components:
     def on_device(self, part: str) -> Iterator[Any]:
         """A part (`text_encoder`, `transformer`, `vae`), on the device while the `with` lasts.
 
-        With offload `none`, and for the transformer with `group`, it is there all the time.
+        With offload `none`, and for the transformer with `group`, it is there all the time. A text encoder with a
+        device of its own stays on that one.
 
         Raises:
             UsageError: there is no such part.
@@ -74,6 +77,7 @@ class Components:
             raise UsageError(f"{part!r} is no part that computes; the parts are {', '.join(PARTS)}")
         module = getattr(self, part)
         stays = self.offload == "none" or (self.offload == "group" and part == "transformer")
+        stays = stays or (part == "text_encoder" and self.text_device is not None)
         if stays or self.device.type == "cpu" or part in self._visitors:
             yield module
             return
@@ -101,6 +105,7 @@ def load_components(
     vae_file: str | Path | None = None,
     text_encoder_file: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    text_encoder_device: str | None = None,
 ) -> Components:
     """Load a Wan model from the disk; nothing is ever fetched.
 
@@ -113,6 +118,7 @@ def load_components(
         cast_weights: keep the transformer's large weights in 8 bits and compute in `dtype`; not exact.
         tile_vae: decode a picture in overlapping tiles; not exact.
         transformer_file, vae_file, text_encoder_file, tokenizer: a part from elsewhere, a file or folder.
+        text_encoder_device: where the text encoder computes, if not on `device`; cpu keeps its 11 GB off a card.
 
     Raises:
         SightlineError: a part is missing, damaged, or does not fit the others; the text says what to change.
@@ -141,16 +147,21 @@ def load_components(
     parts.check_together(tokenizer=words, where=places.folder or "the parts", **models)
     defaults = defaults_of(models["transformer"], models["vae"], scheduler, places.folder)
     home = target if offload == "none" else torch.device("cpu")
+    apart = None if text_encoder_device is None else accelerator.find(text_encoder_device).torch_device
     components = Components(
         name=name_of(places.folder or places.transformer),
         tokenizer=words,
-        **{part: made.fill(home) for part, made in opened.items()},
+        **{
+            part: made.fill(apart if apart is not None and part == "text_encoder" else home)
+            for part, made in opened.items()
+        },
         scheduler=scheduler,
         defaults=defaults,
         device=target,
         dtype=number,
         offload=offload,
         folder=places.folder,
+        text_device=apart,
     )
     components.weights_fingerprint()
     _save_memory(components, cast_weights, tile_vae)

@@ -312,6 +312,41 @@ def test_tiles_are_asked_for(folder: Path) -> None:
     assert not load_components(folder, device="cpu", dtype="fp32").vae.use_tiling
 
 
+def test_a_text_encoder_with_a_device_of_its_own_stays_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = load_components(folder, device="cpu", dtype="fp32", text_encoder_device="cpu")
+    assert parts.text_device == CPU
+    with on_a_device(parts, monkeypatch, "model"):
+        with parts.on_device("text_encoder") as encoder:
+            assert where(encoder) == {"cpu"}
+        with parts.on_device("vae") as vae:
+            assert where(vae) == {"meta"}
+
+
+def test_all_helpers_together_make_the_same_video(folder: Path) -> None:
+    """With our operators in the blocks, in inference mode, and with a plan that leaves blocks out."""
+    from sightline.video.wan_blocks import use_operators
+
+    row = (Action.COMPUTE, Action.REUSE, Action.COMPUTE)
+    plan = Plan(Setting(3), {branch: {Site.parse("blocks[1:3]"): row} for branch in BRANCHES})
+
+    def run(**options: Any) -> torch.Tensor:
+        parts = load_components(folder, device="cpu", dtype="fp32", **options)
+        if options.get("offload") == "group":  # which a CPU does not need
+            Ferry(parts.transformer, CPU)
+        use_operators(parts.transformer, opt_mode="static")
+        cache = StepCache(plan)
+        with torch.inference_mode(), visiting(parts.vae, CPU) as vae:
+            with attached(parts.transformer, cache):
+                found = denoise(parts.transformer, 3, cache.step)[-1]
+            return vae.decode(found, return_dict=False)[0]
+
+    assert torch.equal(run(), run(offload="group"))
+    assert torch.equal(run(cast_weights=True), run(cast_weights=True, offload="group"))
+    assert torch.equal(run(), run(tile_vae=True))  # it is smaller than a tile
+
+
 def test_an_exact_plan_and_a_visit_go_together(folder: Path) -> None:
     parts = load_components(folder, device="cpu", dtype="fp32")
     expected = denoise(parts.transformer, 3)
