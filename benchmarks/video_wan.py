@@ -360,7 +360,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=tuple(SHAPES), default="t2v-1.3B")
+    parser.add_argument("--model", choices=tuple(SHAPES), help="t2v-1.3B; without it on a CPU as --tiny")
     parser.add_argument("--tiny", action="store_true", help="a small model and video, for a CPU")
     parser.add_argument("--layers", type=int, help="fewer blocks")
     parser.add_argument("--size", default="832x480")
@@ -375,9 +375,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if arguments.tiny:
+    if arguments.tiny or (arguments.model is None and accelerator.find(arguments.device).kind == "cpu"):
         arguments.model, arguments.size, arguments.frames, arguments.steps = "tiny", "128x96", 9, 8
         arguments.text = 64
+    arguments.model = arguments.model or "t2v-1.3B"
     unknown = set(arguments.only.split(",")) - set(PARTS)
     if unknown:
         parser.error(f"--only has {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
