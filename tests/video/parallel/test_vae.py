@@ -64,8 +64,10 @@ def test_ranks_decode_what_one_process_decodes(pool: Pool, count: int, shape: tu
     check(pool, count, {}, shape)
 
 
-def test_the_residual_decoder_of_wan22_is_split_too(pool: Pool) -> None:
-    config = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12}
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_decoder_of_patches_is_split_too(pool: Pool, residual: bool) -> None:
+    """The built-in model's has patches; Wan2.2's is of residual blocks besides."""
+    config = {"is_residual": residual, "patch_size": 2, "in_channels": 12, "out_channels": 12}
     check(pool, 3, config | {"scale_factor_spatial": 8}, (1, 4, 3, 4, 7))
 
 

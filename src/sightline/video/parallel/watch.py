@@ -7,6 +7,7 @@ collective does not stop, for those wait without Python's lock.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
@@ -67,11 +68,6 @@ def watched(layout: Layout, say: Callable[[str], None] | None = None) -> Iterato
         raise
 
 
-def is_chosen(error: BaseException) -> bool:
-    """Whether `watched` let this error out, for this rank to tell; the other ranks are silent."""
-    return getattr(error, "of_watched", False)
-
-
 class _Watch:
     def __init__(self, layout: Layout, say: Callable[[str], None]) -> None:
         self.rank, self.world, self.say = layout.rank, layout.world, say
@@ -82,6 +78,7 @@ class _Watch:
         self._free = threading.Event()
         self._mine = threading.Event()  # this rank's error is the one to be told
         self._waiting = threading.Event()  # the main thread is here with its error
+        self._told = threading.Event()  # the interpreter ends, so the error was printed
         token = secrets.token_hex(16)
         lookout = Lookout(layout.world, token) if layout.rank == 0 else None
         if lookout is not None:
@@ -114,9 +111,9 @@ class _Watch:
             with contextlib.suppress(KeyboardInterrupt):  # once more: it is on its way
                 self._mine.wait(1.0)
         self._signals.restore()
+        atexit.register(self._told.set)
         if self._alone:
             _name_rank(error, self.rank)
-        error.of_watched = True  # type: ignore[attr-defined]
 
     def _report(self, sentence: str, code: int, *, doubtful: bool) -> None:
         if not self._sentence and not self._known:
@@ -164,9 +161,10 @@ class _Watch:
         if not text and self._waiting.wait(HANDOVER):
             self._alone = alone
             self._mine.set()
-            # What is left on its way to whoever prints errors may hang, as leaving a broken process group can. This
-            # thread stops with the interpreter: here again, nothing was printed.
-            time.sleep(FUSE)
+            # What is left on its way to whoever prints errors may hang, as leaving a broken process group can.
+            if self._told.wait(FUSE):
+                time.sleep(FUSE)
+                _leave(self._code)
         self.say(text or (f"rank {self.rank}: {self._sentence}" if alone else self._sentence))
         _leave(self._code if not text else 1)
 
