@@ -192,7 +192,7 @@ def _take_what_is_there(batch: Batch, maker: Maker) -> None:
             if not maker.overwrite:
                 other.append(f"{item.path} was made with other settings: {'; '.join(differences)}")
         # A video that is not whole, or an order to replace it, stands in nobody's way.
-        check_target(item.path, overwrite=True, save_frames=maker.save_frames)
+        check_target(item.path, overwrite=True, save_frames=maker.save_frames, quality=maker.quality)
     if other:
         more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
         raise SightlineError(f"{other[0]}{more}; choose another folder with -o, or give --overwrite")

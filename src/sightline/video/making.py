@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sightline.errors import first_line
+from sightline.progress import note
 from sightline.video.plan import Plan
 from sightline.video.request import Request
 from sightline.video.setting import Setting
@@ -105,6 +107,8 @@ class Maker:
         )
         if not self.writes:
             return None
+        # Texts that were known took their time elsewhere.
+        spent = {part: time for part, time in video.seconds.items() if part != "text" or texts is None}
         record = Record(
             order.request,
             self.load,
@@ -112,8 +116,9 @@ class Maker:
             order.plan,
             self.plan_anyway,
             self.parallel,
-            {**self.seconds, **video.seconds},
+            {**self.seconds, **spent},
             self.command,
+            operations=self._operations(order, spent),
         )
         return save(
             video,
@@ -123,6 +128,17 @@ class Maker:
             save_frames=self.save_frames,
             overwrite=self.overwrite,
         )
+
+    def _operations(self, order: Order, seconds: Mapping[str, float]) -> dict[str, Any]:
+        from sightline.video.roofline import figures
+
+        layout = self.pipeline.layout
+        devices = 1 if layout is None else layout.world
+        try:
+            return figures(self.pipeline.components, order.request, seconds, plan=order.plan, devices=devices)
+        except Exception as error:  # a figure is not worth a video that is there but for its file
+            note(f"warning: what was computed could not be counted: {first_line(error)}")
+            return {}
 
     @property
     def writes(self) -> bool:

@@ -29,6 +29,7 @@ def record(**changes: Any) -> Record:
         PLAN,
         parallel={"processes": 1, "ulysses": 1, "cfg": 1, "vae": False},
         seconds={"text": 0.5, "denoise": 4.0, "decode": 1.25},
+        operations={"denoise": {"tflop": 1.5, "share": 0.25}},
         command=("sightline", "video", "generate", "--prompt", "a cat"),
         frames_sha256="12",
         file="cat.mp4",

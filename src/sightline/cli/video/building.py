@@ -12,6 +12,7 @@ from sightline.cli.video import theirs
 from sightline.cli.video.options import offload_from
 from sightline.cli.video.showing import Waiting
 from sightline.errors import UsageError
+from sightline.progress import note
 
 if TYPE_CHECKING:
     from sightline.video.making import Maker, PlanFor
@@ -40,12 +41,14 @@ def load_options(given: Mapping[str, Any], record: Record | None) -> dict[str, A
     """Options of `VideoPipeline.load`, the record's where the command line has none."""
     load = {} if record is None else dict(record.load)
     files = ("model", "transformer_file", "vae_file", "text_encoder_file", "tokenizer")
-    plain = ("device", "dtype", "cast_weights", "tile_vae", "t5_cpu", "operators", "vae_parallel")
+    plain = ("device", "dtype", "cast_weights", "tile_vae", "operators", "vae_parallel")
     # Absolute, so that the record can be used from another folder.
     load |= {name: str(given[name].absolute()) for name in files if given[name] is not None}
     load |= {name: given[name] for name in plain if given[name] is not None}
     if (offload := offload_from(given["offload"])) is not None:
         load["offload"] = offload
+    if given["t5_cpu"] is not None:
+        load["text_encoder_device"] = "cpu" if given["t5_cpu"] else None
     return load
 
 
@@ -105,13 +108,11 @@ def make_maker(
 
     begun = time.monotonic()
     parallel = {"processes": layout.world, "ulysses": layout.ulysses, "cfg": layout.cfg}
-    options = {name: value for name, value in load.items() if name != "t5_cpu"}
-    if layout.world == 1:
-        options.pop("vae_parallel", None)
+    options = dict(load)
+    if layout.world == 1 and options.pop("vae_parallel", None):
+        note("--vae-parallel changes nothing: this is one process; start several with torchrun")
     with Waiting("loading the model"):
         pipeline = VideoPipeline.load(**options, layout=layout if layout.world > 1 else None)
-    if load.get("t5_cpu"):
-        pipeline.components.text_encoder.to("cpu")
     theirs.check_task(given["task"], pipeline)
     seconds = {"load": time.monotonic() - begun} if given["prompts"] is None else {}
     return Maker(

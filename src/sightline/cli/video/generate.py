@@ -245,7 +245,7 @@ def _compare(record: Record, made: Record, order: Order, maker: Maker, path: Pat
 def _check_target(given: Mapping[str, Any], output: Path) -> None:
     from sightline.video.writing.save import check_target
 
-    check_target(output, overwrite=given["overwrite"], save_frames=given["save_frames"])
+    check_target(output, overwrite=given["overwrite"], save_frames=given["save_frames"], quality=given["crf"])
 
 
 def _default_output(request: Request) -> Path:

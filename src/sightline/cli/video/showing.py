@@ -112,8 +112,10 @@ def summary(record: Record, path: Path) -> str:
     request = record.request
     parts = [f"{part} {_short(seconds)}" for part, seconds in record.seconds.items()]
     if record.seconds_per_step is not None:
-        pace = f" ({record.seconds_per_step:.3g} s/step)"
-        parts = [part + pace if part.startswith("denoise ") else part for part in parts]
+        pace = f"{record.seconds_per_step:.3g} s/step"
+        if share := record.operations.get("denoise", {}).get("share"):
+            pace += f", {share:.0%} of the machine's rate"
+        parts = [f"{part} ({pace})" if part.startswith("denoise ") else part for part in parts]
     return (
         f"{path}: {request.width}x{request.height}, {request.frames} frame{'s' if request.frames > 1 else ''} at "
         f"{request.fps}/s, seed {request.seed}, {size(path.stat().st_size)}, "

@@ -39,6 +39,8 @@ class Record:
         plan_anyway: it was used though it had been found for another generation.
         parallel: `processes`, `ulysses`, `cfg`, `vae` (whether decoding was spread).
         seconds: by part: `load`, `text`, `denoise`, `decode`, `write`, as far as they are known.
+        operations: what was computed, by part: `tflop`, and `share` of what the machine can do
+            (`sightline.video.roofline.figures`).
         command: the command line, in words.
         frames_sha256: of the frames in 8 bits, [F, H, W, 3], before they were encoded.
         file, file_sha256, encoding: the video's name, its bytes, and what encoded them.
@@ -54,6 +56,7 @@ class Record:
     parallel: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     command: tuple[str, ...] = ()
+    operations: Mapping[str, Any] = field(default_factory=dict)
     frames_sha256: str = ""
     file: str = ""
     file_sha256: str = ""
@@ -84,6 +87,7 @@ class Record:
             "versions": dict(self.versions),
             "seconds": {part: round(value, 4) for part, value in self.seconds.items()},
             "seconds_per_step": None if self.seconds_per_step is None else round(self.seconds_per_step, 5),
+            "operations": dict(self.operations),
             "encoding": self.encoding,
             "file_sha256": self.file_sha256,
             "frames_sha256": self.frames_sha256,
@@ -108,7 +112,7 @@ class Record:
         for name in ("request", "load", "setting"):
             if not isinstance(given.get(name), Mapping):
                 raise UsageError(f"{name} must be an object, not {given.get(name)!r}")
-        for name in ("parallel", "seconds", "versions"):
+        for name in ("parallel", "seconds", "operations", "versions"):
             if not isinstance(given.get(name, {}), Mapping):
                 raise UsageError(f"{name} must be an object, not {given[name]!r}")
         given["request"] = Request.from_json(dict(given["request"]))

@@ -16,7 +16,7 @@ from sightline.errors import SightlineError
 from sightline.files import flush, make_ordinary, make_ordinary_folder
 from sightline.video.result import Video
 from sightline.video.writing.encode import encode, to_bytes
-from sightline.video.writing.formats import check_suffix
+from sightline.video.writing.formats import PICTURES, check_suffix, encoder_for
 from sightline.video.writing.record import Record, digest_of, file_digest, now, versions
 
 if TYPE_CHECKING:
@@ -35,14 +35,18 @@ def frames_folder(path: Path) -> Path:
     return path.with_suffix(".frames")
 
 
-def check_target(path: Path, *, overwrite: bool = False, save_frames: bool = False) -> None:
+def check_target(
+    path: Path, *, overwrite: bool = False, save_frames: bool = False, quality: int | None = None
+) -> None:
     """Refuse a target that could not be written, before the long part.
 
     Raises:
-        UsageError: a suffix of no video.
-        SightlineError: something is there already, or the folder cannot be written to.
+        UsageError: a suffix of no video, or a quality that its encoder does not have.
+        SightlineError: something is there already, the folder cannot be written to, or there is no encoder.
     """
     check_suffix(path)
+    if path.suffix.lower() not in PICTURES:
+        encoder_for(path).settings(quality)
     pictures = frames_folder(path)
     if path.is_dir() or (save_frames and pictures.is_file()):
         raise SightlineError(
@@ -88,7 +92,7 @@ def save(
         SightlineError: something is there already, a frame is broken, the folder cannot be written to or is full.
     """
     check_suffix(path, len(video.frames))
-    check_target(path, overwrite=overwrite, save_frames=save_frames)
+    check_target(path, overwrite=overwrite, save_frames=save_frames, quality=quality)
     begun = time.perf_counter()
     pictures = to_bytes(video.frames)
     try:
