@@ -35,7 +35,7 @@ def run(folder: Path, body: Callable[[int, Path], None], size: int = 3, send: tu
         process.start()
     try:
         # What fails, does so when this file is written.
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while len(list(folder.glob("ready-*"))) < size and time.monotonic() < until:
             time.sleep(0.02)
         begun = time.monotonic()
