@@ -1,12 +1,13 @@
-"""Step caching against its peers in one run: seconds of denoising against the PSNR of the worst prompt.
+r"""Step caching against its peers in one run: seconds of denoising against the PSNR of the worst prompt.
 
-    python benchmarks/video_cache.py --plans runs/bench/plans --cache-dit-python peers/cache-dit/bin/python
+    python benchmarks/video_cache.py --plans runs/bench/search --cache-dit-python peers/cache-dit/bin/python
     python benchmarks/video_cache.py --quick                  few settings, two prompts, to see that everything runs
     python benchmarks/video_cache.py --model FOLDER --prompts 2     another Wan, in diffusers' form
 
 Ours are the plans that a search left, on other prompts and seeds than those that are measured here:
 
-    sightline video search --prompts benchmarks/caching/search_prompts.txt --steps 50 -o runs/bench/plans
+    sightline video search --prompts benchmarks/caching/search_prompts.txt --seeds 0,1 --budget 2x --dtype fp32 \
+        -o runs/bench/search
 
 The peer of another package runs in a Python of its own (`benchmarks/caching/engines/cache_dit.py` says how it is made).
 Contestants: exact runs (diffusers' pipeline and ours, which must agree), fewer steps, plans by rule, searched plans,
@@ -63,7 +64,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, help="diffusers' folder of a Wan; the built-in one without it")
-    parser.add_argument("--plans", type=Path, help="a folder of searched plans, or one plan")
+    parser.add_argument("--plans", type=Path, help="the folder of a search, of plans, or one plan")
     parser.add_argument("--cache-dit-python", help="the Python that has cache-dit; left out without it")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--prompts", type=int, help="take the first so many of prompts.txt")
@@ -71,6 +72,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, help="in place of the model's own")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--family", action="append", help="only this one, as the table names it; may be given again"
+    )
     parser.add_argument("--quick", action="store_true", help="one setting of each family, two prompts")
     parser.add_argument("--json", type=Path, default=_RUNS / "video_cache.json", help="every figure")
     parser.add_argument("--plot", type=Path, default=_RUNS / "video_cache.png")
@@ -98,6 +102,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     ):
         contest = Contest(workers, pipeline, Path(work))
         chosen, left_out = entered(contest, pipeline, requests[0], options, Path(work))
+        if options.family:
+            chosen = [one for one in chosen if one.family in (EXACT, *options.family)]
         results = contest.run(chosen, requests, contestants.references()[0])
         versions = {name: worker.versions for name, worker in workers.items()}
     rate = ceiling(pipeline.components.device, getattr(torch, options.dtype))

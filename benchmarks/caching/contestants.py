@@ -89,12 +89,13 @@ def rules(setting: Setting, layers: int, folder: Path, quick: bool) -> list[Cont
 
 
 def searched(plans: Path, setting: Setting) -> list[Contestant]:
-    """The plans of a folder, as `sightline video search` leaves them.
+    """The plans that a search left in its folder, or any of a folder, or one.
 
     Raises:
         SightlineError: there are none, or one was found for another generation.
     """
-    files = sorted(plans.glob("*.json")) if plans.is_dir() else [plans]
+    folder = plans / "plans" if (plans / "plans").is_dir() else plans
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else [plans]
     found = []
     for file in files:
         try:
@@ -102,7 +103,7 @@ def searched(plans: Path, setting: Setting) -> list[Contestant]:
         except SightlineError:
             if len(files) == 1:
                 raise
-            continue  # a search's folder also holds its state
+            continue  # a folder may hold other JSON, too
         same = Setting(**{**_fields(setting), "steps": plan.steps})
         plan.setting.require(same, whose=str(file))
         label = plan.name or file.stem
