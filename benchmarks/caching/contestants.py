@@ -101,7 +101,7 @@ def searched(plans: Path, setting: Setting) -> list[Contestant]:
         try:
             plan = Plan.load(file)
         except SightlineError:
-            if len(files) == 1:
+            if plans.is_file() or not plans.exists():
                 raise
             continue  # a folder may hold other JSON, too
         same = Setting(**{**_fields(setting), "steps": plan.steps})
