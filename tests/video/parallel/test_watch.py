@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import watched_ranks as ranks
 from watched_ranks import Ended, everyone, only, run, says
+
+from sightline.video.parallel.lookout import Lookout
 
 Body = Callable[[int, Path], None]
 DIED = "was killed or crashed, and the other 2 ranks ended with it"
@@ -109,3 +112,24 @@ def test_ranks_that_succeed_say_nothing(tmp_path: Path) -> None:
     ended = run(tmp_path, ranks.slow_end)
     assert ended.codes == [0, 0, 0]
     assert ended.text == ""
+
+
+def test_strangers_at_the_door_are_sent_away(tmp_path: Path) -> None:
+    lookout = Lookout(1, "secret")
+    lookout.start()
+    for stranger in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"5\n",
+        b'{"token": "\xc3\xa4", "rank": 0}\n',
+        b'{"say": "done"}\n',
+    ):
+        with socket.create_connection(("127.0.0.1", lookout.port), timeout=5) as connection:
+            connection.sendall(stranger)
+            assert connection.recv(100) == b""
+    with socket.create_connection(("127.0.0.1", lookout.port), timeout=5) as connection:
+        connection.sendall(b'{"token": "secret", "rank": 0, "name": "me"}\n')
+        assert connection.recv(100) == b'{"do": "welcome"}\n'
+        connection.sendall(b'{"say": "done"}\n')
+        assert connection.recv(100) == b'{"do": "go"}\n'
+    lookout.join(5)
+    assert not lookout.is_alive()

@@ -6,6 +6,7 @@ the connection at once: there is no pulse to be late with, and no rank that is o
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import selectors
@@ -55,7 +56,7 @@ class Line:
         *lines, self._rest = (self._rest + data).split(b"\n")
         try:
             return [dict(json.loads(line)) for line in lines]
-        except ValueError:
+        except (ValueError, TypeError):
             return None  # somebody else's program
 
     def close(self) -> None:
@@ -91,7 +92,7 @@ class Lookout(threading.Thread):
     def __init__(self, size: int, token: str) -> None:
         super().__init__(name="sightline-lookout", daemon=True)
         self.size, self.token = size, token
-        self._door = socket.create_server(("", 0), backlog=size)
+        self._door = _door(size)
         self.port: int = self._door.getsockname()[1]
         self._lines: dict[int, Line] = {}
         self._names: dict[int, str] = {}
@@ -152,7 +153,7 @@ class Lookout(threading.Thread):
     def _take(self, rank: int | None, line: Line, message: dict[str, Any]) -> int | None:
         """Carry out what a rank says; give its number, or None when it is none of ours."""
         if rank is None:
-            if not hmac.compare_digest(str(message.get("token")), self.token):
+            if not hmac.compare_digest(str(message.get("token")).encode(), self.token.encode()):
                 return None
             rank = int(message["rank"])
             self._lines[rank], self._names[rank] = line, str(message["name"])
@@ -200,6 +201,13 @@ class Lookout(threading.Thread):
         for rank in sorted(self._lines, reverse=True):
             if rank != speaker:
                 self._lines[rank].send(message)
+
+
+def _door(size: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):
+            return socket.create_server(("::", 0), family=socket.AF_INET6, backlog=size, dualstack_ipv6=True)
+    return socket.create_server(("", 0), backlog=size)
 
 
 def gone(rank: int, name: str, size: int) -> str:
