@@ -56,6 +56,14 @@ def test_a_visit_moves_everything_and_leaves_all_as_it_was(folder: Path) -> None
     assert parts.text_encoder.encoder.embed_tokens.weight is parts.text_encoder.shared.weight
 
 
+def test_weights_that_two_modules_share_visit_as_one() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    with visiting(model, META):
+        assert model[1].weight is model[0].weight
+    assert model[1].weight is model[0].weight
+
+
 def test_a_move_that_fails_halfway_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     from sightline.video.loading import visit
 
