@@ -9,7 +9,7 @@ from sightline.video.builders import fewer_steps, fixed_interval, uncond_only
 from sightline.video.plan import Plan
 from sightline.video.search.goal import Goal
 from sightline.video.setting import Setting
-from sightline.video.sites import Action, Site
+from sightline.video.sites import OUTPUT, Action, Site
 
 FEWER, INTERVAL, UNCOND = "fewer steps", "fixed interval", "uncond only"
 
@@ -23,8 +23,8 @@ def baselines(setting: Setting, goal: Goal, branches: Sequence[str], blocks: int
         if count < setting.steps:
             found.append((FEWER, fewer_steps(setting, count)))
     for interval in (2, 3):
-        found.append((INTERVAL, _interval(setting, interval, branches, None)))
-    found.append((INTERVAL, _interval(setting, 2, branches, None, Action.EXTRAPOLATE)))
+        found.append((INTERVAL, _interval(setting, interval, branches)))
+    found.append((INTERVAL, _interval(setting, 2, branches, skipped=Action.EXTRAPOLATE)))
     if blocks > 2:
         found.append((INTERVAL, _interval(setting, 2, branches, Site.parse(f"blocks[1:{blocks - 1}]"))))
     if "uncond" in branches:
@@ -36,11 +36,9 @@ def _interval(
     setting: Setting,
     interval: int,
     branches: Sequence[str],
-    site: Site | None,
+    site: Site = OUTPUT,
     skipped: Action = Action.REUSE,
 ) -> Plan:
-    given = {} if site is None else {"site": site}
-    plan = fixed_interval(setting, interval, branches=branches, skipped=skipped, **given)
-    where = "output" if site is None else str(site)
+    plan = fixed_interval(setting, interval, branches=branches, skipped=skipped, site=site)
     how = "line" if skipped is Action.EXTRAPOLATE else "reuse"
-    return replace(plan, name=f"{how} {where}, every {interval}")
+    return replace(plan, name=f"{how} {site}, every {interval}")

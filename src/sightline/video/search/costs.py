@@ -31,17 +31,16 @@ class Costs:
 
     @classmethod
     def of(cls, record: ProbeRecord, exact: float) -> Costs:
-        """Of a probe, whose instruments take time too: only its shares are used, of the plain run's seconds.
+        """Of a probe. Its instruments slow it down, so only its shares are used, of the plain run's seconds.
 
         Args:
             exact: seconds of the plain exact generation's denoising loop.
         """
-        seconds = np.minimum(record.call_seconds * record.steps, exact)
-        calls = float(seconds.sum())
-        scale = min(1.0, exact / calls) / record.steps if calls else 0.0
-        call = dict(zip(BRANCHES, (float(each) * scale for each in seconds), strict=False))
-        rest = max(exact - record.steps * sum(call.values()), 0.0)
-        return cls(record.steps, rest, call, _floats(record.block_seconds), _floats(record.attention_seconds))
+        rest = float(record.rest_seconds[0])
+        scale = exact / (rest + record.steps * float(record.call_seconds.sum()))
+        call = dict(zip(BRANCHES, (float(each) * scale for each in record.call_seconds), strict=False))
+        blocks, attention = _floats(record.block_seconds), _floats(record.attention_seconds)
+        return cls(record.steps, rest * scale, call, blocks, attention)
 
     def exact(self) -> float:
         return self.rest + self.steps * sum(self.call.values())

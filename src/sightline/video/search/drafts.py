@@ -85,7 +85,7 @@ def predict(
     for branch in missing:
         last = list((cond if branch == "cond" else uncond)[:memory])
         found[branch] = {(branch, last[0]): 1.0}
-    if way == "extrapolated":
+    if way == "extrapolated" and missing:
         moved = {
             branch: _lagrange(errors, branch, step, (cond if branch == "cond" else uncond)[:memory])
             for branch in missing
@@ -96,15 +96,28 @@ def predict(
     return found
 
 
-def contribution(errors: Errors, draft: Draft, step: int) -> float:
-    """What a step of a draft of the output adds to the predicted error."""
-    predictions = _predictions(errors, draft, step)
-    return errors.contribution(step, predictions) if predictions else 0.0
+def contribution(
+    errors: Errors, way: str, memory: int, noise: float, step: int, cond: Sequence[int], uncond: Sequence[int]
+) -> float:
+    """What a step adds to the predicted error of the final latents; arguments as of `predict`."""
+    # The newest computed steps are all that it depends on.
+    cond, uncond = tuple(cond[: memory + 1]), tuple(uncond[: memory + 1])
+
+    def work() -> float:
+        predictions = predict(errors, way, memory, noise, step, cond, uncond)
+        return errors.contribution(step, predictions) if predictions else 0.0
+
+    return errors.once((way, memory, noise, step, cond, uncond), work)
 
 
 def predicted_error(errors: Errors, draft: Draft) -> float:
     """Of the final latents, relative: the sum over the skipped steps of a draft of the output."""
-    return sum(contribution(errors, draft, step) for step in range(errors.steps))
+    total = 0.0
+    for step in range(errors.steps):
+        if step not in draft.cond or (draft.uncond and step not in draft.uncond):
+            last = _last(draft.cond, step), _last(draft.uncond, step)
+            total += contribution(errors, draft.way, draft.memory, draft.noise, step, *last)
+    return total
 
 
 def make_plan(errors: Errors, draft: Draft, setting: Setting) -> Plan:

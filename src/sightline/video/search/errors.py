@@ -13,8 +13,8 @@ measured: generations that skip one step alone say how much of it arrives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,14 +38,26 @@ class Errors:
     records: tuple[ProbeRecord, ...]
     guidance: float
     growth: np.ndarray
+    _tables: np.ndarray = field(init=False, repr=False)
+    _mean: np.ndarray = field(init=False, repr=False)
+    _whole: bool = field(init=False, repr=False)
+    _places: dict[Vector, int] = field(init=False, repr=False)
+    _known: dict[Hashable, float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         tables = []
         for record in self.records:
             size = record.outputs.shape[0] * record.outputs.shape[1]
             tables.append(record.outputs.reshape(size, size) / float(record.final[0]))
+        size = self.records[0].steps
+        places = {
+            (branch, step): n * size + step for n, branch in enumerate(self.branches) for step in range(size)
+        }
         object.__setattr__(self, "_tables", np.stack(tables))
         object.__setattr__(self, "_mean", np.mean(tables, axis=0))
+        object.__setattr__(self, "_whole", not np.isnan(self._mean).any())
+        object.__setattr__(self, "_places", places)
+        object.__setattr__(self, "_known", {})
 
     @property
     def steps(self) -> int:
@@ -69,9 +81,11 @@ class Errors:
 
     def within(self, step: int, sources: Sequence[Vector]) -> bool:
         """Whether the probe knows how these are related."""
-        places = [self._place(each) for each in sources]
-        places += [self._place((branch, step)) for branch in self.branches]
-        return not bool(np.isnan(self._mean[np.ix_(places, places)]).any())  # type: ignore[attr-defined]
+        if self._whole:
+            return True
+        places = [self._places[each] for each in sources]
+        places += [self._places[branch, step] for branch in self.branches]
+        return not bool(np.isnan(self._mean[np.ix_(places, places)]).any())
 
     def fit(
         self, target: Vector, sources: Sequence[Vector], start: Mapping[Vector, float], noise: float
@@ -84,14 +98,13 @@ class Errors:
             start: weights that need no fit, of some of the sources: the newest value, say.
             noise: how far a value is from the probe's, relatively, when a plan runs; it keeps the weights small.
         """
-        table: np.ndarray = self._mean  # type: ignore[attr-defined]
-        places = [self._place(each) for each in sources]
+        places = np.array([self._places[each] for each in sources])
         given = np.array([start.get(each, 0.0) for each in sources])
-        products = table[np.ix_(places, places)]
-        missing = table[self._place(target), places] - products @ given
-        pull = noise**2 * np.diag(products).mean()
-        found = given + np.linalg.solve(products + pull * np.eye(len(places)), missing)
-        return dict(zip(sources, map(float, found), strict=True))
+        products = self._mean[places[:, None], places]
+        missing = self._mean[self._places[target], places] - products @ given
+        products.flat[:: len(places) + 1] += noise**2 * products.trace() / len(places)
+        found = given + np.linalg.solve(products, missing)
+        return dict(zip(sources, found.tolist(), strict=True))
 
     def rms(self, step: int, predictions: Mapping[str, Mapping[Vector, float]]) -> np.ndarray:
         """Root mean square of the guided velocity's error by probe, [P], relative to the final latents'.
@@ -105,15 +118,17 @@ class Errors:
             sums[branch, step] = sums.get((branch, step), 0.0) + share
             for source, weight in weights.items():
                 sums[source] = sums.get(source, 0.0) - share * weight
-        places = [self._place(each) for each in sums]
+        places = np.array([self._places[each] for each in sums])
         values = np.array(list(sums.values()))
-        tables: np.ndarray = self._tables[np.ix_(range(len(self.records)), places, places)]  # type: ignore[attr-defined]
-        return np.asarray(np.sqrt(np.maximum(np.einsum("i,pij,j->p", values, tables, values), 0.0)))
+        squares = (self._tables[:, places[:, None], places] @ values) @ values
+        return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
 
     def contribution(self, step: int, predictions: Mapping[str, Mapping[Vector, float]]) -> float:
         """What a skipped step adds to the final latents' relative error; of the prompts the root mean square."""
         return self.weight(step) * float(np.sqrt(np.mean(self.rms(step, predictions) ** 2)))
 
-    def _place(self, vector: Vector) -> int:
-        branch, step = vector
-        return self.branches.index(branch) * self.steps + step
+    def once(self, key: Hashable, work: Callable[[], float]) -> float:
+        """What `work` gives, kept by a key: schedules that differ little ask for the same steps again and again."""
+        if key not in self._known:
+            self._known[key] = work()
+        return self._known[key]

@@ -48,6 +48,8 @@ class Probe:
         self._output, self._inside = Sampler(OUTPUT_SAMPLE), Sampler(BLOCK_SAMPLE)
         self._past: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._call = 0
+        self._rest = 0.0
+        self._idle_since: float | None = None
         self._final: Tensor | None = None
 
     @contextmanager
@@ -70,9 +72,11 @@ class Probe:
 
     def on_step(self, step: Step) -> None:
         """For `VideoPipeline.denoise`."""
+        self._leave_rest()
         self.outputs.add(step.index, [self._output(value) for value in step.velocities.values()])
         self.sigmas[step.index] = step.sigma
         self._final = step.latents
+        self._idle_since = self._now()
 
     def record(self) -> ProbeRecord:
         """After the generation."""
@@ -87,6 +91,7 @@ class Probe:
             sigmas=self.sigmas,
             final=np.array([float(self._final.double().square().mean())]),
             call_seconds=calls,
+            rest_seconds=np.array([self._rest]),
             block_seconds=self.block_seconds / total,
             attention_seconds=self.attention_seconds / total,
         )
@@ -95,7 +100,14 @@ class Probe:
         self.synchronize()
         return time.perf_counter()
 
+    def _leave_rest(self) -> None:
+        """What is outside of calls and instruments ends here."""
+        if self._idle_since is not None:
+            self._rest += self._now() - self._idle_since
+            self._idle_since = None
+
     def _begin_call(self) -> None:
+        self._leave_rest()
         self._changes: list[np.ndarray] = []
         self._attentions: list[np.ndarray] = []
         self._instruments = 0.0
@@ -113,6 +125,7 @@ class Probe:
             self.moved[branch, gap - 1, step] = difference @ difference.T / difference.shape[1]
             self.attended[branch, gap - 1, step] = np.square(attentions - attended, dtype=np.float64).mean(1)
         self._call += 1
+        self._idle_since = self._now()
 
     def _block_begins(self, number: int) -> Callable[..., None]:
         def hook(module: Any, given: tuple[Any, ...]) -> None:

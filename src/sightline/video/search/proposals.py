@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 
 from sightline.video.search.costs import Costs
-from sightline.video.search.drafts import Draft, guided, predict, predicted_error, uncond_of
+from sightline.video.search.drafts import Draft, contribution, guided, predicted_error, uncond_of
 from sightline.video.search.errors import Errors
 from sightline.video.search.paths import Cost, History, best_paths
 from sightline.video.search.record import LONGEST
@@ -32,7 +31,6 @@ class Proposer:
 
     def __init__(self, errors: Errors, costs: Costs, gains: Mapping[str, float]) -> None:
         self.errors, self.costs, self.gains = errors, costs, gains
-        self._joint_costs: dict[tuple[str, int], Cost] = {}
 
     def drafts(self, speeds: Iterable[float]) -> list[Draft]:
         """What is worth racing for these speed-ups of the denoising loop, without repetition."""
@@ -45,7 +43,7 @@ class Proposer:
 
     def joint(self, way: str, memory: int, form: str, counts: Sequence[int]) -> dict[int, Draft]:
         """Both branches compute the same steps: the best for each number of them."""
-        cost = self._joint_costs.setdefault((way, memory), self._joint_cost(way, memory))
+        cost = self._joint_cost(way, memory)
         paths = best_paths(self.errors.steps, cost, memory=memory, longest=LONGEST, form=form, counts=counts)
         both = guided(self.errors)
         return {
@@ -59,7 +57,7 @@ class Proposer:
 
         def cost(history: History, step: int) -> float:
             last = tuple(each for each in reversed(cond) if each <= step)
-            return errors.contribution(step, predict(errors, "fitted", memory, NOISE, step, last, history))
+            return contribution(errors, "fitted", memory, NOISE, step, last, history)
 
         paths = best_paths(
             errors.steps, cost, memory=memory, longest=LONGEST_UNCOND, allowed=cond, counts=counts
@@ -93,7 +91,7 @@ class Proposer:
         left = seconds - self.costs.rest
         least = max(self.costs.most(seconds), 1)
         most = min(int((left - uncond) / cond + 1e-9), self.errors.steps)
-        found = []
+        found: list[Draft] = []
         counts = (
             sorted({round(each) for each in np.linspace(least + 1, most, SCHEDULES)}) if most > least else []
         )
@@ -117,9 +115,8 @@ class Proposer:
     def _joint_cost(self, way: str, memory: int) -> Cost:
         errors = self.errors
 
-        @cache
         def cost(history: History, step: int) -> float:
-            return errors.contribution(step, predict(errors, way, memory, NOISE, step, history, history))
+            return contribution(errors, way, memory, NOISE, step, history, history)
 
         return cost
 

@@ -27,6 +27,7 @@ class ProbeRecord:
         sigmas: of the start of each step and of the end, [S + 1].
         final: mean square of the final latents, [1].
         call_seconds: of one call of the model by branch, [B].
+        rest_seconds: of the loop outside of calls, [1].
         block_seconds: each block's share of a call, [N].
         attention_seconds: each block's self-attention's share of a call, [N].
     """
@@ -37,6 +38,7 @@ class ProbeRecord:
     sigmas: np.ndarray
     final: np.ndarray
     call_seconds: np.ndarray
+    rest_seconds: np.ndarray
     block_seconds: np.ndarray
     attention_seconds: np.ndarray
 
