@@ -125,7 +125,9 @@ def test_the_connection_is_of_the_devices_kind(
     monkeypatch.setattr(Accelerator, "count", lambda self: 2)
     monkeypatch.setattr(torch, kind, Module, raising=False)
     monkeypatch.setattr(
-        torch.distributed, "init_process_group", lambda name, timeout: calls.append((name, timeout.seconds))
+        torch.distributed,
+        "init_process_group",
+        lambda name, timeout, **more: calls.append((name, timeout.seconds, more)),
     )
     monkeypatch.setattr(torch.distributed, "barrier", lambda: calls.append("barrier"))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("left"))
@@ -133,7 +135,8 @@ def test_the_connection_is_of_the_devices_kind(
 
     with pytest.raises(KeyError), joined(2, 1, None, timeout=7):
         raise KeyError
-    assert calls == [*([] if kind == "cpu" else [1]), (backend, 7), "left"]
+    more = {"device_id": torch.device("cuda:1")} if kind == "cuda" else {}
+    assert calls == [*([] if kind == "cpu" else [1]), (backend, 7, more), "left"]
     calls.clear()
     with joined(2, 1, None, timeout=7):
         pass

@@ -126,10 +126,13 @@ def _connect(accelerator: Accelerator, world: int, timeout: float) -> None:
     import torch
     import torch.distributed as dist
 
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout)}
     if accelerator.kind != "cpu":
         getattr(torch, accelerator.kind).set_device(accelerator.index)
+    if accelerator.kind == "cuda":
+        options["device_id"] = accelerator.torch_device  # NCCL connects at once, and knows whose card it is
     try:
-        dist.init_process_group(accelerator.distributed_backend, timeout=timedelta(seconds=timeout))
+        dist.init_process_group(accelerator.distributed_backend, **options)
     except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise SightlineError(

@@ -140,6 +140,10 @@ def _check(transformer: Any, size: int) -> None:
         raise SightlineError(
             f"a {type(transformer).__name__} has no {missing[0]}, as diffusers' Wan transformer has"
         )
+    if getattr(transformer, "_parallel_config", None) is not None:
+        raise SightlineError(
+            "diffusers' enable_parallelism has cut the transformer; take one of the two, --ulysses-size or that"
+        )
     heads = transformer.blocks[0].attn1.heads
     if size > heads:
         even = [str(each) for each in range(1, heads + 1) if heads % each == 0]
