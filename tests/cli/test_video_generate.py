@@ -153,10 +153,16 @@ def test_a_video_is_made_again_from_its_json(typed: Typed, place: Path) -> None:
 def test_other_frames_than_the_json_says_are_told(typed: Typed) -> None:
     assert typed("--prompt", "a cat", *SMALL, "-o", "a.mp4") == 0
     data = json.loads(Path("a.json").read_text())
-    Path("x.json").write_text(json.dumps(data | {"frames_sha256": "0", "versions": {"torch": "2.9.9"}}))
+    Path("x.json").write_text(
+        json.dumps(
+            data | {"frames_sha256": "0", "versions": {"torch": "2.9.9"}, "parallel": {"processes": 4}}
+        )
+    )
     assert typed("--from", "x.json", "-o", "b.mp4") == 0
-    assert "warning: not the same frames as x.json says, which were made on" in typed.err
-    assert "with torch 2.9.9" in typed.err
+    assert (
+        "warning: not bit for bit the frames of x.json: processes (4, here 1); torch (2.9.9, here 2."
+        in typed.err
+    )
 
 
 def test_other_weights_do_not_make_it_again(typed: Typed, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "least"), [(".mp4", 40), (".m4v", 40), (".mov", 40), (".mkv", 40), (".webm", 40), (".gif", 30)]
+    ("suffix", "least"), [(".mp4", 40), (".m4v", 40), (".mov", 40), (".mkv", 40), (".webm", 40), (".gif", 27)]
 )
 def test_frames_come_back_from_the_file(tmp_path: Path, suffix: str, least: float) -> None:
     # 42 dB is what yuv420p in 8 bits holds of these: half the colours' resolution, 219 steps of brightness.

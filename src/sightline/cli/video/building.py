@@ -109,7 +109,9 @@ def make_maker(
     begun = time.monotonic()
     parallel = {"processes": layout.world, "ulysses": layout.ulysses, "cfg": layout.cfg}
     options = dict(load)
-    if layout.world == 1 and options.pop("vae_parallel", None):
+    if layout.world == 1:
+        options.pop("vae_parallel", None)
+    if layout.world == 1 and given["vae_parallel"]:
         note("--vae-parallel changes nothing: this is one process; start several with torchrun")
     with Waiting("loading the model"):
         pipeline = VideoPipeline.load(**options, layout=layout if layout.world > 1 else None)

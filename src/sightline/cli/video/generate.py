@@ -235,11 +235,11 @@ def _compare(record: Record, made: Record, order: Order, maker: Maker, path: Pat
     if made.frames_sha256 == record.frames_sha256:
         note(f"the same frames as {path} says, bit for bit")
         return
-    was = ", ".join(f"{name} {number}" for name, number in record.versions.items())
-    note(
-        f"warning: not the same frames as {path} says, which were made on {record.setting.device or 'another device'} "
-        f"by {record.parallel.get('processes', 1)} process(es) with {was}"
-    )
+    pairs = [("device", record.setting.device, made.setting.device)]
+    pairs += [(name, told, made.parallel.get(name)) for name, told in record.parallel.items()]
+    pairs += [(name, number, made.versions.get(name)) for name, number in record.versions.items()]
+    other = [f"{name} ({was}, here {now})" for name, was, now in pairs if was != now]
+    note(f"warning: not bit for bit the frames of {path}: {'; '.join(other) or 'nothing known differs'}")
 
 
 def _check_target(given: Mapping[str, Any], output: Path) -> None:

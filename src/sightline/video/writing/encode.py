@@ -114,7 +114,11 @@ def _tag(context: Any) -> None:
 def _gif(pictures: np.ndarray, path: Path, fps: int) -> str:
     from PIL import Image
 
-    images = [Image.fromarray(picture).quantize(256) for picture in pictures]
+    plain = [Image.fromarray(picture) for picture in pictures]
+    # Each frame's best colours, then spread as points: without that, smooth colours become steps.
+    images = [
+        image.quantize(palette=image.quantize(256), dither=Image.Dither.FLOYDSTEINBERG) for image in plain
+    ]
     # Shown until the hundredth of a second nearest to the frame's end, so that rounding does not add up.
     ends = [round(100 * (number + 1) / fps) for number in range(len(images))]
     lengths = [10 * (end - begin) for begin, end in zip([0, *ends], ends, strict=False)]
