@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
-import subprocess
-import sys
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,16 +154,15 @@ def test_a_failure_behind_the_video_leaves_nothing(
 
 
 def test_a_process_that_is_killed_leaves_no_video_and_its_rest_is_removed(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "sys.path[:0] = sys.argv[2:]\n"
-        "import test_save as t\n"
-        "t.saving._write_record = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "t.keep(Path(sys.argv[1]) / 'cat.mp4')\n"
-    )
-    here = Path(__file__).parent
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(here)], check=False)
+    child = os.fork()
+    if child == 0:
+        try:
+            saving._write_record = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+            keep(tmp_path / "cat.mp4")
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
     (left,) = names(tmp_path)
     assert left.startswith(".sightline-video.")
     assert made(tmp_path / "cat.mp4") is None
