@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from wan_folder import make_wan_folder
 
 from sightline.errors import SightlineError
@@ -22,12 +22,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_size(heads: int, flow_shift: float = 3.0, **vae: Any) -> Defaults:
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+    from diffusers.configuration_utils import FrozenDict
 
-    with torch.device("meta"):
-        transformer = WanTransformer3DModel(num_attention_heads=heads, num_layers=1)
-        decoder = AutoencoderKLWan(**vae)
-    return defaults_of(transformer, decoder, UniPCMultistepScheduler(flow_shift=flow_shift), None)
+    stages = {"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True], "patch_size": None} | vae
+    transformer = {"num_attention_heads": heads, "attention_head_dim": 128, "patch_size": (1, 2, 2)}
+    configs = (FrozenDict(config) for config in (transformer, stages, {"flow_shift": flow_shift}))
+    return defaults_of(*(SimpleNamespace(config=config) for config in configs), None)
 
 
 def test_the_sizes_of_wan() -> None:

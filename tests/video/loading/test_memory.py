@@ -78,9 +78,23 @@ def test_a_move_that_fails_halfway_is_taken_back(monkeypatch: pytest.MonkeyPatch
 
     real = visit.like
     monkeypatch.setattr(visit, "like", like)
-    with pytest.raises(torch.OutOfMemoryError), visiting(model, META):
+    text = "WanTransformer3DModel does not fit on meta; use offload group"
+    with pytest.raises(SightlineError, match=text), visiting(model, META):
         pass
     assert addresses(model) == before
+
+
+def test_weights_that_do_not_fit_on_the_device_say_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sightline.video.loading.tensors import Tensors
+
+    def read(self: Tensors, name: str) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Tensors, "read", read)
+    with pytest.raises(
+        SightlineError, match=r"the text encoder .0.0 GB.* does not fit on cpu .2.00 GiB.*offload"
+    ):
+        load_components(folder, device="cpu", dtype="fp32")
 
 
 @contextmanager

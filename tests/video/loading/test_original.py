@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from sightline.errors import SightlineError, UsageError
 from sightline.video.components import load_components
 from sightline.video.loading import original_transformer, original_vae
+from sightline.video.loading.load import open_transformer, open_vae
 from sightline.video.loading.tensors import open_tensors
 
 CPU = {"device": "cpu", "dtype": "fp32"}
@@ -139,6 +140,10 @@ def test_each_part_by_its_option(made: Path, tmp_path: Path) -> None:
     assert same(parts.transformer, original_wan.make_transformer())
     other = original_wan.make_transformer(seed=1)
     other.save_pretrained(tmp_path / "transformer")
+    (tmp_path / "transformer" / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(SightlineError, match="has no config.json of its model"):
+        load_components(made, transformer_file=tmp_path / "transformer", **CPU)
+    (tmp_path / "config.json").rename(tmp_path / "transformer" / "config.json")
     parts = load_components(made, transformer_file=tmp_path / "transformer", **CPU)
     assert same(parts.transformer, other)
     # diffusers' names in a file alone, and behind another program's prefix.
@@ -173,13 +178,13 @@ def test_an_old_or_foreign_config_is_refused_with_both_numbers(folder: Path) -> 
     for field, value, text in (
         ("num_layers", 30, "num_layers 30, and the weights have 2"),
         ("dim", 1536, "dim 1536, and the weights are 256 wide"),
-        ("num_heads", 7, "256 wide, which 7 heads"),
+        ("num_heads", 7, "256 wide, which is not divided into 7 heads"),
         ("model_type", "i2v", "model_type i2v"),
     ):
         given = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(given | {field: value}))
         with pytest.raises(SightlineError, match=text):
-            load_components(folder, **CPU)
+            open_transformer(folder, torch.float32)
         (folder / "config.json").write_text(json.dumps(given))
 
 
@@ -207,17 +212,17 @@ def test_a_tensor_too_many_too_few_or_of_another_kind(folder: Path) -> None:
     ):
         changed(change, drop)
         with pytest.raises(SightlineError, match=text):
-            load_components(folder, **CPU)
+            open_transformer(folder, torch.float32)
 
 
 def test_another_vae_is_refused(folder: Path) -> None:
     state = torch.load(folder / VAE, weights_only=True)
     torch.save({**state, "conv2.weight": torch.zeros(48, 48, 1, 1, 1)}, folder / VAE)
     with pytest.raises(SightlineError, match="48 channels, and Wan2.1's VAE has 16"):
-        load_components(folder, **CPU)
+        open_vae(folder / VAE)
     torch.save({**state, "decoder.upsamples.3.residual.0.gamma": torch.zeros(1)}, folder / VAE)
     with pytest.raises(SightlineError, match="no tensor of Wan2.1's VAE"):
-        load_components(folder, **CPU)
+        open_vae(folder / VAE)
 
 
 def test_both_names_of_one_tensor_are_one_too_many(folder: Path) -> None:
@@ -225,4 +230,17 @@ def test_both_names_of_one_tensor_are_one_too_many(folder: Path) -> None:
     double = {**state, "proj_out.bias": state["head.head.bias"].clone()}
     save_file(double, folder / FILE)
     with pytest.raises(SightlineError, match="proj_out.bias, which is no tensor of Wan's transformer"):
-        load_components(folder, **CPU)
+        open_transformer(folder, torch.float32)
+
+
+def test_a_width_that_published_heads_do_not_divide_needs_a_config(tmp_path: Path) -> None:
+    from diffusers import WanTransformer3DModel
+
+    odd = WanTransformer3DModel(
+        num_attention_heads=3, attention_head_dim=64, num_layers=1, ffn_dim=8, text_dim=8
+    )
+    save_file(original_wan.transformer_state(odd), tmp_path / "odd.safetensors")
+    with pytest.raises(SightlineError, match="192 wide, which is not divided into heads 128 wide"):
+        open_transformer(tmp_path / "odd.safetensors", torch.float32)
+    (tmp_path / "config.json").write_text('{"_class_name": "WanModel", "num_heads": 3}')
+    assert open_transformer(tmp_path, torch.float32).model.config.attention_head_dim == 64

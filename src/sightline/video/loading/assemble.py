@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sightline.checkpoints.entry import DTYPES
 from sightline.checkpoints.writing import same_bytes
 from sightline.errors import SightlineError
+from sightline.hardware.out_of_memory import explained
 from sightline.progress import Progress
 from sightline.video.loading.tensors import Tensors
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+ADVICE = "use offload model, or group, which needs least, or a free device"
 
 Names = Mapping[str, tuple[str, ...]]
 
@@ -76,10 +79,16 @@ class Part:
             The model, in evaluation mode and without gradients.
 
         Raises:
-            SightlineError: a file cannot be read, or was cut off meanwhile.
+            SightlineError: a file cannot be read or was cut off meanwhile, or the device's memory runs out.
         """
         state: dict[str, torch.Tensor] = {}
-        with Progress(f"loading {self.label}", total=self.tensors.bytes, unit="bytes") as progress:
+        size = self.tensors.bytes
+        with (
+            explained(
+                f"the {self.label} ({size / 1e9:.1f} GB in its files) does not fit on {device}", ADVICE
+            ),
+            Progress(f"loading {self.label}", total=size, unit="bytes") as progress,
+        ):
             for name, aliases in _names(self.model).items():
                 given = [alias for alias in aliases if alias in self.tensors]
                 value = self.tensors.read(given[0])

@@ -37,6 +37,7 @@ def open_transformer(path: Path, dtype: torch.dtype) -> Part:
     check_not_megatron(path)
     config, where, tensors = _opened(path, "WanTransformer3DModel")
     if config is None:
+        _check_whole(path, original_transformer.is_original(tensors.entries))
         theirs = read_object(path / "config.json") if (path / "config.json").is_file() else {}
         if original_transformer.is_original(tensors.entries):
             tensors = original_transformer.to_diffusers(tensors)
@@ -55,6 +56,7 @@ def open_vae(path: Path) -> Part:
     """
     config, where, tensors = _opened(path, "AutoencoderKLWan")
     if config is None:
+        _check_whole(path, original_vae.is_original(tensors.entries))
         if original_vae.is_original(tensors.entries):
             tensors = original_vae.to_diffusers(tensors)
         config = original_vae.config_of(tensors)
@@ -92,6 +94,14 @@ def load_scheduler(places: Places) -> Any:
         return parts.make_scheduler(SCHEDULER, "the scheduler of Wan2.1")
     path = places.scheduler / "scheduler_config.json"
     return parts.make_scheduler(read_object(path), path)
+
+
+def _check_whole(path: Path, original: bool) -> None:
+    """A folder as diffusers saves it says in its config what shapes do not tell; the authors' is known without."""
+    if path.is_dir() and not original:
+        raise SightlineError(
+            f"{path} has no config.json of its model; download it again, or give its file alone"
+        )
 
 
 def _opened(path: Path, kind: str | None = None) -> tuple[dict[str, Any] | None, Path, Tensors]:

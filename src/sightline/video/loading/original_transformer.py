@@ -91,12 +91,12 @@ def config_of(tensors: Tensors, heads: int | None = None) -> dict[str, Any]:
     """
     patch = _sizes(tensors, "patch_embedding.weight", 5)
     width, patch_size = patch[0], patch[2:]
-    if heads is None:
-        heads = max(1, width // HEAD)
-    if width % heads or (width // heads) % 2 or not all(patch):
+    if heads is None and width % HEAD == 0 and width:
+        heads = width // HEAD
+    if heads is None or width % heads or (width // heads) % 2 or not all(patch):
+        among = f"heads {HEAD} wide" if heads is None else f"{heads} heads of an even width"
         raise SightlineError(
-            f"{tensors.where} is {width} wide, which {heads} heads do not divide into even widths; give the folder "
-            "with its config.json"
+            f"{tensors.where} is {width} wide, which is not divided into {among}; give the folder with its config.json"
         )
     pixels = patch_size[0] * patch_size[1] * patch_size[2]
     rows = _sizes(tensors, "proj_out.weight", 2)[0]

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sightline.hardware.out_of_memory import explained
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+_ADVICE = "use offload group, which has the transformer there two blocks at a time, or a free device"
 
 Slot = tuple[dict[str, Any], str, Any]
 
@@ -18,14 +22,18 @@ def visiting(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     """Have a module's weights and tables on a device while the `with` lasts, and where they were after it.
 
     What stays behind is the module as it was: a change to its weights made meanwhile is lost.
+
+    Raises:
+        SightlineError: the device's memory runs out.
     """
     homes = slots(module)
     try:
         moved: dict[int, Any] = {}
-        for place, name, value in homes:
-            if id(value) not in moved:
-                moved[id(value)] = like(value, value.data.to(device))
-            place[name] = moved[id(value)]
+        with explained(f"a {type(module).__name__} does not fit on {device}", _ADVICE):
+            for place, name, value in homes:
+                if id(value) not in moved:
+                    moved[id(value)] = like(value, value.data.to(device))
+                place[name] = moved[id(value)]
         yield module
     finally:
         for place, name, value in homes:
