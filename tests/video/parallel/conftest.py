@@ -19,7 +19,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     import torch
 
     folder = tmp_path_factory.mktemp("world")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_TESTS)}
+    paths = [str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     program = [sys.executable, str(Path(__file__).with_name("world.py")), str(folder)]
     result = subprocess.run(
         program, env=environment, capture_output=True, text=True, timeout=300, check=False
