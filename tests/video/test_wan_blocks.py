@@ -186,6 +186,17 @@ def test_helpers_of_memory_may_come_before_or_after(model: Any, helper: Any, fir
     assert torch.equal(output(model), expected)
 
 
+def test_a_hook_that_is_gone_is_no_hindrance(model: Any) -> None:
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    registry = HookRegistry.check_if_exists_or_initialize(model.blocks[0])
+    registry.register_hook(ModelHook(), "passing")
+    registry.remove_hook("passing")
+    assert "forward" in model.blocks[0].__dict__  # what removing leaves behind
+    use_operators(model, opt_mode="static")
+    assert model.blocks[0].forward.__func__ is wan_blocks.WanTransformerBlock.forward
+
+
 def test_offloaded_weights_come_for_every_call(model: Any) -> None:
     use_operators(model, opt_mode="static")
     dispatch(model)
