@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import watched_ranks as ranks
 from watched_ranks import Ended, everyone, only, run, says
 
-from sightline.video.parallel.lookout import Lookout
+from sightline.errors import SightlineError
+from sightline.video.parallel.lookout import LAST_WORDS, Line, Lookout, gone
+from sightline.video.parallel.watch import _is_of_connection
 
 Body = Callable[[int, Path], None]
 DIED = "was killed or crashed, and the other 2 ranks ended with it"
@@ -19,7 +23,7 @@ DIED = "was killed or crashed, and the other 2 ranks ended with it"
 
 def check(ended: Ended, sentence: str) -> None:
     assert None not in ended.codes, f"still running after 20 s: {ended.codes}, {ended.text}"
-    assert ended.seconds < 10
+    assert ended.seconds < 15  # about five at most on a machine that has nothing else to do
     assert len(says(ended)) == 1, ended.text
     assert sentence in ended.text
 
@@ -58,7 +62,7 @@ def test_a_rank_that_hangs_while_its_error_is_on_the_way_to_the_user(tmp_path: P
 def test_leaving_with_a_code_ends_the_others_with_it(tmp_path: Path) -> None:
     ended = run(tmp_path, ranks.leaves_on_1)
     assert ended.codes == [7, 7, 7]
-    assert ended.seconds < 10
+    assert ended.seconds < 15  # about five at most on a machine that has nothing else to do
     assert says(ended) == []  # whoever leaves so has spoken
 
 
@@ -114,7 +118,70 @@ def test_ranks_that_succeed_say_nothing(tmp_path: Path) -> None:
     assert ended.text == ""
 
 
-def test_strangers_at_the_door_are_sent_away(tmp_path: Path) -> None:
+def test_a_death_explains_the_lost_connections_that_were_reported_before_it() -> None:
+    first, second, third = lines = connect(3)
+    second.send({"say": "failed", "sentence": "Connection closed by peer", "code": 1, "doubtful": True})
+    third.close()
+    told = first.receive()
+    assert told is not None
+    assert told[0]["text"] == gone(2, "process 2", 3)
+    assert second.receive() == [{"do": "be quiet", "code": 1}]
+    for line in lines:
+        line.close()
+
+
+@pytest.mark.parametrize("doubtful", [True, False])
+def test_without_a_death_the_first_sure_failure_is_told(doubtful: bool) -> None:
+    _, second, third = lines = connect(3)
+    second.send({"say": "failed", "sentence": "timed out", "code": 1, "doubtful": doubtful})
+    time.sleep(0.1)
+    third.send({"say": "failed", "sentence": "no memory", "code": 5, "doubtful": False})
+    speaker, silent = (third, second) if doubtful else (second, third)
+    assert silent.receive() == [{"do": "be quiet", "code": 5 if doubtful else 1}]
+    assert speaker.receive() == [{"do": "speak", "alone": True}]
+    begun = time.monotonic()
+    time.sleep(0.3)
+    speaker.close()  # it has spoken
+    assert silent.receive() == [{"do": "end"}]
+    assert 0.3 <= time.monotonic() - begun < LAST_WORDS
+    for line in lines:
+        line.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "follows"),
+    [
+        (
+            RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]:25480"),
+            True,
+        ),
+        (
+            torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp, remote process exited"),
+            True,
+        ),
+        (ConnectionResetError("reset"), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), False),
+        (SightlineError("the connection timed out"), False),
+    ],
+)
+def test_which_errors_may_follow_from_another_rank(error: Exception, follows: bool) -> None:
+    assert _is_of_connection(error) == follows
+
+
+def connect(size: int) -> list[Line]:
+    lookout = Lookout(size, "secret")
+    lookout.start()
+    lines = []
+    for rank in range(size):
+        line = Line(socket.create_connection(("127.0.0.1", lookout.port), timeout=5))
+        line.send({"token": "secret", "rank": rank, "name": f"process {rank}"})
+        assert line.receive() == [{"do": "welcome"}]
+        lines.append(line)
+    return lines
+
+
+def test_strangers_at_the_door_are_sent_away() -> None:
     lookout = Lookout(1, "secret")
     lookout.start()
     for stranger in (
