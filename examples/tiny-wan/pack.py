@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from network import autoencoder, scheduler, text_encoder, tokenizer, transformer
 from safetensors.torch import load_file
 
-from sightline.files import replacing_folder
+from sightline.files import replacing_folder, write_json
 from sightline.video import tiny
 
 LIMIT = 14_000_000  # bytes; the folder travels with every install
@@ -54,6 +55,7 @@ def pack(out: Path, output: Path) -> int:
     beside = output.with_name(f"{output.name}.new")
     with replacing_folder(beside) as folder:
         assemble(out).save_pretrained(folder, safe_serialization=True)
+        write_json(folder / "sightline.json", asdict(tiny.SPEC))
         (folder / "NOTICE.txt").write_text(NOTICE)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if size > LIMIT:

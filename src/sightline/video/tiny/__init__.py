@@ -14,7 +14,7 @@ from sightline.errors import SightlineError
 
 @dataclass(frozen=True)
 class TinyWan:
-    """What the model was trained for, and what gives good videos with it."""
+    """What the model was trained for and gives good videos with it; the folder's `sightline.json` says the same."""
 
     width: int = 64  # pixels
     height: int = 64
@@ -23,8 +23,13 @@ class TinyWan:
     steps: int = 30
     guidance: float = 3.0
     shift: float = 3.0  # of the noise levels, as at training
-    text_tokens: int = 32  # WanPipeline's max_sequence_length; 512, its default, works too and takes longer
-    prompt: str = "a three moving left and a seven moving up"
+    text_length: int = 32  # WanPipeline's max_sequence_length; 512, its default, works too and takes longer
+    scheduler: str = "unipc"
+    negative_prompt: str = ""
+    name: str = "tiny Wan"
+
+
+PROMPT = "a three moving left and a seven moving up"
 
 
 SPEC = TinyWan()
