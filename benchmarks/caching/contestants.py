@@ -142,9 +142,7 @@ def diffusers_caches(steps: int, quick: bool, ratios: Sequence[float] | None) ->
             )
     if ratios is not None:
         for retention in _some([0.2, 0.1], quick):
-            for threshold, most in _some(
-                [(0.03, 3), (0.06, 3), (0.12, 3), (0.12, 5), (0.24, 5), (0.5, 8)], quick
-            ):
+            for threshold, most in _some([(0.06, 3), (0.12, 3), (0.24, 5), (0.5, 8)], quick):
                 yield of(
                     "MagCache",
                     f"{threshold:g}, {most}, {retention:g}",
