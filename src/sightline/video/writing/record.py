@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "sightline-video"
 VERSION = 1
-_LIBRARIES = ("torch", "diffusers", "transformers", "ftfy", "av")
+_LIBRARIES = ("sightline", "torch", "diffusers", "transformers", "ftfy", "av")
 # Of what a model is loaded with, what can change a pixel; where its files lie does not, and the weights are compared.
 _SEEN = {"operators": True, "cast_weights": False, "tile_vae": False}
 
@@ -171,9 +171,7 @@ def file_digest(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Of what has a say in the pixels, as far as it is installed."""
-    from sightline import __version__
-
-    found = {"sightline": __version__, "python": sys.version.split()[0]}
+    found = {"python": sys.version.split()[0]}
     for library in _LIBRARIES:
         try:
             found[library] = metadata.version(library)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sightline.errors import SightlineError
-from sightline.files import flush, make_ordinary, make_ordinary_folder
+from sightline.files import flush
 from sightline.video.result import Video
 from sightline.video.writing.encode import encode, to_bytes
 from sightline.video.writing.formats import PICTURES, check_suffix, encoder_for
@@ -158,12 +158,10 @@ def _staging(path: Path) -> Iterator[Path]:
 def _put(folder: Path, path: Path, save_frames: bool) -> None:
     """Rename everything to its place, the video last: a record without its video is a video that is not there."""
     staged = folder / path.name
-    make_ordinary(staged)
     if save_frames:
         old = frames_folder(path)
         if old.exists():
             old.rename(folder / "old.frames")
-        make_ordinary_folder(frames_folder(staged))
         frames_folder(staged).rename(old)
     record_path(staged).replace(record_path(path))
     staged.replace(path)
