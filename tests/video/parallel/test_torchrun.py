@@ -44,7 +44,7 @@ def test_two_processes_make_the_video_of_one(
     command += ["-o", str(output), "--save-frames", "--dtype", "fp32", "--device", "cpu", *TYPED, *sizes]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SIGHTLINE_QUIET": "1"}
     result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
     assert result.returncode == 0, result.stderr[-4000:]

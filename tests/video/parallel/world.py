@@ -282,9 +282,9 @@ def main(folder: Path) -> int:
 
 def _run(rank: int, folder: Path) -> int:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    faulthandler.dump_traceback_later(240, exit=True)
+    faulthandler.dump_traceback_later(500, exit=True)
     try:
-        with joined(4, 1, "cpu", timeout=60):
+        with joined(4, 1, "cpu", timeout=300):
             torch.save(work(rank), folder / f"{rank}.pt")
         return int(dist.is_initialized())
     except BaseException:
