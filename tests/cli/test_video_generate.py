@@ -385,6 +385,21 @@ def test_the_bar_tells_the_pace_of_the_steps_behind_the_first(monkeypatch: pytes
     assert shown == ["1 of 4 (25%)", "2 of 4 (50%), 2 s/step", "3 of 4 (75%), 2 s/step"]
 
 
+@pytest.mark.parametrize("wrong", ["--no-such-option", "--steps=x", "--size=832"])
+def test_another_rank_waits_before_it_says_what_is_typed_wrong(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("sightline.cli.video.showing.time.sleep", waited.append)
+    assert typed("--prompt", "a", wrong) == 2
+    assert waited == []
+    monkeypatch.setenv("RANK", "1")
+    assert typed("--prompt", "a", wrong) == 2
+    assert waited == [3.0]
+    assert typed("--help") == 0
+    assert waited == [3.0]
+
+
 def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,

@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from sightline.cli.video import options as ours
 from sightline.cli.video import theirs
 from sightline.cli.video.building import check_usage, load_options, make_maker, settings_of, sizes_of
-from sightline.cli.video.showing import Generation, Voice, one_voice, summary
+from sightline.cli.video.showing import Generation, Voice, hold_back, one_voice, summary
 from sightline.errors import SightlineError
 from sightline.progress import Progress, duration, note
 
@@ -32,10 +32,15 @@ _BUILT_IN_PROMPT = "a three moving left and a seven moving up"  # what the built
 
 
 class Command(TyperCommand):
-    """Takes --offload-model with a value and without one."""
+    """Takes --offload-model with a value and without one, and lets one rank say what is typed wrong."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, ours.with_bare_offload(args))
+        try:
+            return super().parse_args(ctx, ours.with_bare_offload(args))
+        except Exception as error:
+            if hasattr(error, "format_message"):  # of what is typed; leaving after --help is an exception too
+                hold_back()
+            raise
 
 
 def command(

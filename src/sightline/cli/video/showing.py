@@ -103,8 +103,14 @@ def one_voice() -> Iterator[Voice]:
         yield voice
     except SightlineError:
         if not voice.settled:
-            time.sleep(_PATIENCE)
+            hold_back()
         raise
+
+
+def hold_back() -> None:
+    """Wait with an error, on other ranks than the first, until torchrun has ended them for the same error there."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(_PATIENCE)
 
 
 def summary(record: Record, path: Path) -> str:
