@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import pytest
+from PIL import Image
 from wan_folder import make_wan_folder
 
 from sightline.cli.app import main
@@ -316,6 +317,18 @@ def test_what_is_wrong_is_one_sentence(
     assert message in typed.err
     assert typed.err.count("error: ") == 1
     assert names(place) == ["p.txt"]
+
+
+def test_one_frame_is_a_picture_and_several_are_none(
+    typed: Typed, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert typed("--prompt", "a", *SMALL, "--frames", "1", "-o", "a.png") == 0
+    with Image.open("a.png") as image:
+        assert image.size == (32, 16)
+    monkeypatch.setattr(VideoPipeline, "generate", None)  # it is seen before
+    assert typed("--prompt", "a", *SMALL, "-o", "b.png") == 2
+    assert "b.png is one picture and the video has 5 frames; name it b.mp4" in typed.err
+    assert names(place) == ["a.json", "a.png"]
 
 
 def test_what_is_there_is_seen_before_the_model_is_loaded(

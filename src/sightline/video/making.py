@@ -12,6 +12,7 @@ from sightline.progress import note
 from sightline.video.plan import Plan
 from sightline.video.request import Request
 from sightline.video.setting import Setting
+from sightline.video.writing.formats import check_suffix
 from sightline.video.writing.record import Record
 from sightline.video.writing.save import save
 
@@ -100,10 +101,9 @@ class Maker:
         Raises:
             SightlineError: it could not be generated or written.
         """
-        # Only when known: a pipeline may encode as it generates.
-        known = {} if texts is None else {"texts": texts}
+        check_suffix(path, order.request.frames)
         video = self.pipeline.generate(
-            order.request, plan=order.plan, plan_anyway=self.plan_anyway, on_step=on_step, **known
+            order.request, plan=order.plan, plan_anyway=self.plan_anyway, on_step=on_step, texts=texts
         )
         if not self.writes:
             return None
