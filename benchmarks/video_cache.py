@@ -12,11 +12,12 @@ Ours are the plans that a search left, on other prompts and seeds than those tha
 The peer of another package runs in a Python of its own (`benchmarks/caching/engines/cache_dit.py` says how it is made).
 Contestants: exact runs (diffusers' pipeline and ours, which must agree), fewer steps, plans by rule, searched plans,
 diffusers' FirstBlockCache, TaylorSeer, MagCache (calibrated on a prompt of the search) and SeaCache, cache-dit's step
-masks and DBCache; each with several settings. Every engine is a process that does one job at a time and nothing else
-runs meanwhile; a round is a prompt with its seed, in which every contestant runs once, another one first each time.
-Timed is the loop over the steps: texts are encoded before, latents decoded after. All begin with the same noise and are
-held against diffusers' exact run, in frames that went through no file. Operations are counted by torch in a run of its
-own. Run it on an idle machine.
+masks and DBCache; each with several settings. Thresholds of FirstBlockCache and DBCache are sought first, on a prompt
+of the search, so that their computed calls are spread from all to few. Every engine is a process that does one job at
+a time, and nothing else runs meanwhile; a round is a prompt with its seed, in which every contestant runs once, another
+one first each time. Timed is the loop over the steps: texts are encoded before, latents decoded after. All begin with
+the same noise and are held against diffusers' exact run, in frames that went through no file. Operations are counted by
+torch in a run of its own. Run it on an idle machine; it takes about ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from caching import contestants, report
 from caching.contest import Contest, Result, agreement
 from caching.contestants import EXACT, Contestant
 from caching.process import Worker
+from caching.scout import scout
 from offline.report import table
 
 from sightline.errors import SightlineError
@@ -48,6 +50,8 @@ _RUNS = Path("runs/bench")
 _HERE = Path(__file__).parent / "caching"
 # Exact runs of two programs differ by rounding; further apart they do not compute the same thing.
 _AGREE = 50.0
+# As torch names them, and as the command line does.
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def main() -> None:
@@ -70,7 +74,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, help="take the first so many of prompts.txt")
     parser.add_argument("--size", help="WIDTHxHEIGHT, in place of the model's own")
     parser.add_argument("--frames", type=int, help="in place of the model's own")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--family", action="append", help="only this one, as the table names it; may be given again"
@@ -88,7 +92,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from sightline.video.roofline import ceiling
 
     torch.set_num_threads(options.threads)
-    pipeline = VideoPipeline.load(options.model, dtype="fp32", device="cpu")
+    pipeline = VideoPipeline.load(options.model, dtype=DTYPES[options.dtype], device="cpu")
     folder = pipeline.components.folder
     if folder is None:
         raise SightlineError("the peers need a diffusers folder; give one with --model")
@@ -174,14 +178,11 @@ def entered(
     (other,) = requested(
         pipeline, argparse.Namespace(**{**vars(options), "prompts": 1}), "search_prompts.txt"
     )
-    calibration = Contestant("MagCache", "calibration", "peer", "wan_pipeline", "mag", {"calibrate": True})
-    answer = contest.ask(calibration, other)
-    ratios = answer.told.get("mag_ratios")
-    if ratios is None:
-        left_out["MagCache"] = answer.error
-    chosen += contestants.diffusers_caches(request.steps, options.quick, ratios)
+    scouted, failed = scout(contest, other, options.quick)
+    left_out |= failed
+    chosen += contestants.diffusers_caches(request.steps, options.quick, scouted)
     if "cache_dit" in contest.workers:
-        chosen += contestants.cache_dit(request.steps, options.quick)
+        chosen += contestants.cache_dit(request.steps, options.quick, scouted)
     for name, reason in left_out.items():
         note(f"left out: {name}: {reason}")
     return chosen, left_out

@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import video_cache
 from caching import contestants, report, worker
 from caching.contest import Result
-from caching.contestants import Contestant
+from caching.contestants import Contestant, Scouted
 from caching.engines.wan_pipeline import calibrated, configured
 from caching.job import Job
 from caching.process import Worker
+from caching.scout import spread
 from wan_folder import make_wan_folder
 
 from sightline.errors import SightlineError
@@ -110,13 +111,31 @@ def test_magcache_s_ratios_are_copied_from_what_it_prints() -> None:
 
 
 def test_every_cache_s_knobs_are_those_of_this_diffusers() -> None:
-    found = list(contestants.diffusers_caches(50, False, [1.0] * 50))
+    found = list(contestants.diffusers_caches(50, False, Scouted([1.0] * 50)))
     methods = {one.method for one in found}
     assert methods == {"first_block", "taylor", "mag", "sea"}
     for one in found:
         configured(job(one.method, 50, **one.knobs))
     assert len({one.name for one in found}) == len(found)
-    assert {one.method for one in contestants.diffusers_caches(50, True, None)} == methods - {"mag"}
+    assert {one.method for one in contestants.diffusers_caches(50, True, Scouted())} == methods - {"mag"}
+
+
+def test_thresholds_are_sought_where_they_do_something() -> None:
+    asked = []
+
+    def calls(threshold: float) -> int:
+        """All of 100 below 0.3, 20 above 0.6, a slope between."""
+        asked.append(threshold)
+        return round(min(100, max(20, 100 - 80 * (threshold - 0.3) / 0.3)))
+
+    found = spread(calls)
+    assert len(asked) == len(set(asked)) == 10
+    assert sorted(found) == found
+    computed = [calls(threshold) for threshold in found]
+    assert computed[0] == 100
+    assert computed[-1] == 20
+    assert sum(20 < count < 100 for count in computed) >= 3
+    assert spread(lambda threshold: 100) == [0.005, 2.0]  # inert at all: nothing to seek
 
 
 def test_rules_are_plans_of_the_setting(tmp_path: Path) -> None:
@@ -193,8 +212,10 @@ def test_contestants_are_compared_end_to_end(tmp_path: Path, capsys: Any) -> Non
     assert inert["psnr_worst_prompt"] == MOST_PSNR
     # The first block's self-attention is shared between the branches; nothing else is saved.
     assert 0.9 * exact["operations"] < ours["operations"] < exact["operations"]
+    assert exact["told"]["calls"] == ours["told"]["calls"] == 2 * STEPS
     skipping = by_name["fixed interval: every 4"]
-    assert skipping["operations"] < 0.6 * ours["operations"]
+    assert skipping["operations"] < 0.8 * ours["operations"]
+    assert skipping["told"]["calls"] < 2 * STEPS
     assert skipping["psnr_worst_prompt"] < 60
     assert {one["family"] for one in by_name.values()} == {"exact", *families}
     printed = capsys.readouterr().out

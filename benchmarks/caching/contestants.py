@@ -59,7 +59,7 @@ def rules(setting: Setting, layers: int, folder: Path, quick: bool) -> list[Cont
     start = _share(steps, 0.1)
     plans = [
         ("fixed interval", f"every {interval}", fixed_interval(setting, interval, start=start))
-        for interval in _some([2, 3, 4, 5], quick)
+        for interval in _some([2, 3, 5], quick)
     ]
     if layers > 2:  # without the first and the last block, as the published settings have it
         inner = Site.parse(f"blocks[1:{layers - 1}]")
@@ -69,7 +69,7 @@ def rules(setting: Setting, layers: int, folder: Path, quick: bool) -> list[Cont
                 f"every {interval}",
                 fixed_interval(setting, interval, start=start, site=inner),
             )
-            for interval in _some([2, 3, 4], quick)
+            for interval in _some([2, 4], quick)
         ]
     plans += [
         (
@@ -77,7 +77,7 @@ def rules(setting: Setting, layers: int, folder: Path, quick: bool) -> list[Cont
             f"every {interval}",
             fixed_interval(setting, interval, start=start, site=OUTPUT, skipped=Action.EXTRAPOLATE),
         )
-        for interval in _some([2, 3, 4, 5], quick)
+        for interval in _some([2, 3, 5], quick)
     ]
     plans += [
         ("uncond only", f"every {interval}", uncond_only(setting, interval, start=start))
@@ -115,55 +115,63 @@ def searched(plans: Path, setting: Setting) -> list[Contestant]:
     return found
 
 
-def diffusers_caches(steps: int, quick: bool, ratios: Sequence[float] | None) -> Iterator[Contestant]:
-    """Every cache of diffusers that runs on Wan.
+@dataclass(frozen=True)
+class Scouted:
+    """What has to be found out on this model before a sweep makes sense, on a prompt of the search.
 
-    Args:
-        ratios: of MagCache, as its calibration printed them; None leaves it out.
+    Attributes:
+        ratios: of MagCache, as its calibration printed them; empty leaves it out.
+        first_block, dbcache: thresholds that compute all of the calls, about half, few.
     """
+
+    ratios: Sequence[float] = ()
+    first_block: Sequence[float] = (0.02, 0.04, 0.08, 0.12, 0.24)
+    dbcache: Sequence[float] = (0.04, 0.08, 0.12, 0.2, 0.3)
+
+
+def diffusers_caches(steps: int, quick: bool, scouted: Scouted) -> Iterator[Contestant]:
+    """Every cache of diffusers that runs on Wan."""
 
     def of(family: str, label: str, method: str, **knobs: Any) -> Contestant:
         return Contestant(family, label, "peer", "wan_pipeline", method, knobs)
 
-    for threshold in _some([0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24], quick):
-        yield of("FirstBlockCache", f"{threshold:g}", "first_block", threshold=threshold)
+    for threshold in _some(scouted.first_block, quick):
+        yield of("FirstBlockCache", f"{threshold:.3g}", "first_block", threshold=threshold)
     # Its default names no module of Wan: shown once, for it costs time and saves nothing.
     yield of("TaylorSeer, as it comes", "interval 5", "taylor")
     before = max(3, _share(steps, 0.1))
     for order in _some([1, 2], quick):
-        for interval in _some([2, 3, 4, 5], quick):
-            label, common = (
-                f"{interval}, order {order}",
-                {"max_order": order, "disable_cache_before_step": before},
-            )
+        common = {"max_order": order, "disable_cache_before_step": before}
+        for interval in _some([2, 3, 5], quick):
+            label = f"{interval}, order {order}"
             yield of("TaylorSeer", label, "taylor", cache_interval=interval, parts=True, **common)
+        for interval in _some([2, 3, 4, 6], quick):
+            label = f"{interval}, order {order}"
             yield of(
                 "TaylorSeer lite", label, "taylor", cache_interval=interval, use_lite_mode=True, **common
             )
-    if ratios is not None:
-        for retention in _some([0.2, 0.1], quick):
-            for threshold, most in _some([(0.06, 3), (0.12, 3), (0.24, 5), (0.5, 8)], quick):
-                yield of(
-                    "MagCache",
-                    f"{threshold:g}, {most}, {retention:g}",
-                    "mag",
-                    threshold=threshold,
-                    max_skip_steps=most,
-                    retention_ratio=retention,
-                    mag_ratios=list(ratios),
-                )
-    for threshold, most in _some([(0.1, 2), (0.2, 2), (0.3, 2), (0.5, 4), (0.8, 6)], quick):
-        yield of(
-            "SeaCache", f"{threshold:g}, {most}", "sea", threshold=threshold, max_consecutive_cached=most
-        )
+    for retention in _some([0.2, 0.1, 0.05], quick) if scouted.ratios else ():
+        for threshold, most in _some([(0.06, 2), (0.06, 3), (0.24, 5), (1.0, 8)], quick):
+            yield of(
+                "MagCache",
+                f"{threshold:g}, {most}, {retention:g}",
+                "mag",
+                threshold=threshold,
+                max_skip_steps=most,
+                retention_ratio=retention,
+                mag_ratios=list(scouted.ratios),
+            )
+    for order in _some([0, 1], quick):
+        for threshold, most in _some([(0.1, 1), (0.2, 2), (0.3, 2), (0.5, 3), (0.8, 5), (1.2, 8)], quick):
+            knobs = {"threshold": threshold, "max_consecutive_cached": most, "residual_order": order}
+            yield of("SeaCache", f"{threshold:g}, {most}, order {order}", "sea", **knobs)
 
 
-def cache_dit(steps: int, quick: bool) -> Iterator[Contestant]:
+def cache_dit(steps: int, quick: bool, scouted: Scouted) -> Iterator[Contestant]:
     """cache-dit: its own step masks, and DBCache by thresholds, each with its forecaster and without."""
 
     def of(family: str, label: str, method: str, **knobs: Any) -> Contestant:
-        knobs = {"Fn_compute_blocks": 1, **knobs}
-        return Contestant(family, label, "peer", "cache_dit", method, knobs)
+        return Contestant(family, label, "peer", "cache_dit", method, {"Fn_compute_blocks": 1, **knobs})
 
     for order in (None, 1):
         tail = "" if order is None else " + TaylorSeer"
@@ -171,10 +179,13 @@ def cache_dit(steps: int, quick: bool) -> Iterator[Contestant]:
         for policy in _some(["slow", "medium", "fast", "ultra"], quick):
             knobs = {"mask_policy": policy, "steps_computation_policy": "static", **forecast}
             yield of(f"cache-dit SCM{tail}", policy, "scm", **knobs)
-        for warmup in _some([_share(steps, 0.16), _share(steps, 0.08)], quick):
-            for threshold in _some([0.04, 0.08, 0.12, 0.2, 0.3], quick):
-                knobs = {"residual_diff_threshold": threshold, "max_warmup_steps": warmup, **forecast}
-                yield of(f"cache-dit DBCache{tail}", f"{threshold:g}, {warmup}", "dbcache", **knobs)
+        for threshold in _some(scouted.dbcache, quick):
+            knobs = {
+                "residual_diff_threshold": threshold,
+                "max_warmup_steps": _share(steps, 0.08),
+                **forecast,
+            }
+            yield of(f"cache-dit DBCache{tail}", f"{threshold:.3g}", "dbcache", **knobs)
 
 
 def _planned(family: str, label: str, kind: str, plan: Plan, folder: Path) -> Contestant:
