@@ -139,7 +139,13 @@ def test_several_processes_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
+    for name, value in (
+        ("RANK", "0"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "29500"),
+        ("LOCAL_RANK", "0"),
+    ):
+        monkeypatch.setenv(name, value)
     code, _, err = search(capsys, folder, "--budget", "2x", "-o", folder / "none")
     assert code == 2
     assert "a search runs in one process" in err

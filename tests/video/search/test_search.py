@@ -190,3 +190,8 @@ def test_tasks_that_mean_nothing_are_refused() -> None:
         Task(goal, (Subject("a", 0),), (Subject("a", 0),))
     with pytest.raises(UsageError, match="no prompt is left"):
         Task(goal, ())
+
+
+def test_too_few_steps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least 4 steps to leave some out, not 3"):
+        run(tmp_path / "found", task(), PretendedRunner(steps=3))

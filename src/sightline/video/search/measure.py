@@ -132,7 +132,7 @@ class Measure:
         """
         ordinal = self._ordinals.get(subject, 0)
         self._ordinals[subject] = ordinal + 1
-        key = [_identity(plan), *subject.key()]
+        key = [identity_of(plan), *subject.key()]
         record = self.state.get("run", key)
         if record is None:
             record = self._run(plan, subject, key, self._timing(subject, ordinal // ALTERNATE))
@@ -141,7 +141,8 @@ class Measure:
             self.state.put("run", key, record)
             self.state.drop_arrays("run", key)
         self.spent += record["total"]
-        return Trial(**record)
+        # What is not asked for is not told, though another candidate with the same plan may have had it measured.
+        return Trial(**record) if decode else Trial(**record | {"fidelity": {}})
 
     def video(self, plan: Plan, subject: Subject) -> Tensor:
         """Frames of a plan, generated again, to be shown."""
@@ -195,7 +196,7 @@ class Measure:
             self._frames.popitem(last=False)
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
+def identity_of(plan: Plan) -> dict[str, Any]:
     """What decides a plan's generation."""
     data = plan.to_json()
     return {name: data.get(name) for name in ("actions", "fits", "order", "times")} | {"steps": plan.steps}

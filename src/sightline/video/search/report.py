@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.files import write_json
+from sightline.files import read_object, write_json
 from sightline.video.prompts import slug
 from sightline.video.search.goal import Result
 from sightline.video.search.measure import Measure, Subject
@@ -21,18 +22,21 @@ MOST_SHOWN = 3  # prompts on the page
 
 
 def write_report(found: Found, folder: Path, measure: Measure, fps: int) -> None:
-    """Everything but `state/`. Written again, it is the same.
+    """Everything but `state/`; nothing where it was written before. `search.json` comes last.
 
     Args:
         measure: to generate again what is shown.
         fps: frames a second of the page.
     """
+    data = json.loads(json.dumps(to_json(found)))
+    done = folder / "search.json"
+    if done.exists() and (folder / "report.html").exists() and read_object(done) == data:
+        return
     for entry in found.front:
         if entry.plan.actions:
             with_evidence(entry).plan.save(folder / "plans" / f"{_file(entry)}.json")
     with_evidence(found.chosen).plan.save(folder / "plans" / f"{_file(found.chosen)}.json")
     with_evidence(found.chosen).plan.save(folder / "best.json")
-    write_json(folder / "search.json", to_json(found))
     rows = [
         Row(
             entry.name,
@@ -52,6 +56,7 @@ def write_report(found: Found, folder: Path, measure: Measure, fps: int) -> None
         lead=conclusion(found),
         front_png=folder / "front.png",
     )
+    write_json(done, data)
 
 
 def to_json(found: Found) -> dict[str, Any]:

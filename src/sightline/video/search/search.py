@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,13 +18,14 @@ from sightline.video.search.costs import Costs
 from sightline.video.search.drafts import Draft, make_plan, predicted_error
 from sightline.video.search.errors import Errors
 from sightline.video.search.goal import Goal, Result
-from sightline.video.search.measure import ALTERNATE, Measure, Runner, Subject
+from sightline.video.search.measure import ALTERNATE, Measure, Runner, Subject, identity_of
 from sightline.video.search.proposals import Proposer, choose_sites, named
 from sightline.video.search.race import Entry, Timings, front, generations, run_race
 from sightline.video.search.refine import TRIES, refine
 from sightline.video.search.state import State
 from sightline.video.sites import BRANCHES, Site
 
+FEWEST_STEPS = 4
 VERSION = 1  # of what decides a search's course; records of another are not gone on with
 
 
@@ -103,8 +105,15 @@ def search(task: Task, runner: Runner, state: State) -> Found:
     """Probe, propose, race, refine, and measure what was held out. What `state` has is not done again.
 
     Raises:
+        UsageError: too few steps.
         SightlineError: the exact generation is broken.
     """
+    steps = runner.setting().steps
+    if steps < FEWEST_STEPS:
+        raise UsageError(
+            f"a search needs at least {FEWEST_STEPS} steps to leave some out, not {steps}; give more --steps"
+        )
+    state.clean()
     with Progress("searching", None, unit="generations") as progress:
         measure = Measure(runner, state, progress.advance)
         first = measure.exact(task.subjects[0])
@@ -154,7 +163,11 @@ def _search(task: Task, measure: Measure) -> Found:
         predicted = predicted_error(errors, draft) if draft.site == "output" else None
         return Entry(make_plan(errors, draft, measure.setting), draft.family, timings, draft, predicted)
 
-    entries = [enter(draft) for draft in proposer.drafts(task.goal.speeds())]
+    proposed = [enter(draft) for draft in proposer.drafts(task.goal.speeds())]
+    # Several ways to a plan may end in the same one: a line that nowhere is nearer than reuse, say.
+    entries = list({json.dumps(identity_of(entry.plan)): entry for entry in reversed(proposed)}.values())[
+        ::-1
+    ]
     entries += [
         Entry(plan, family, timings)
         for family, plan in baselines(measure.setting, task.goal, errors.branches, records[0].block_count)

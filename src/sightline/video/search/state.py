@@ -40,8 +40,10 @@ class State:
                     f"{folder} already exists and holds no search; choose another output folder or remove it"
                 )
             write_json(known, wanted)
-        for rest in (folder / "state").glob(".*"):
-            # Of a write that was cut off: its record was not renamed and will be made again.
+
+    def clean(self) -> None:
+        """Remove what writes that were cut off have left; no other process may be writing."""
+        for rest in (self.folder / "state").glob(".*"):
             if rest.is_file():
                 rest.unlink()
 
