@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pretended_search
 import pytest
 import torch
 from pretended_search import BRANCHES, GUIDANCE, PretendedRunner
@@ -12,7 +13,6 @@ from sightline.video.search.drafts import Draft, make_plan, predict, predicted_e
 from sightline.video.search.errors import Errors
 from sightline.video.search.measure import Subject
 from sightline.video.search.products import Products, Sampler
-from sightline.video.search.record import WINDOW
 from sightline.video.sites import OUTPUT, Action, Site
 
 SUBJECT = Subject("a one", 0)
@@ -82,12 +82,12 @@ def test_values_outside_of_the_window_are_unknown() -> None:
     assert table[4, 2] == table[2, 4] == 15.0
 
 
-def test_old_values_are_left_out_of_fits() -> None:
+def test_old_values_are_left_out_of_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretended_search, "WINDOW", 21)
     runner = PretendedRunner(steps=40)
     errors = Errors((runner.probe(SUBJECT),), GUIDANCE, np.ones(40))
     found = predict(errors, "fitted", 3, 0.01, 39, (39, 30, 10), (30, 20, 2))
     assert {step for _, step in found["uncond"]} == {39, 30, 20}
-    assert WINDOW < 30
 
 
 def test_a_sample_is_the_same_elements_of_every_tensor() -> None:
@@ -150,3 +150,18 @@ def test_seconds_are_those_of_the_calls() -> None:
     # A range that is half of a call: at most half can be saved.
     assert costs.most(costs.exact() / 1.9, Site.parse("blocks[0:4]")) == 0
     assert costs.most(costs.exact() / 1.3, Site.parse("blocks[0:4]")) > 0
+
+
+def test_errors_of_steps_add_up_as_vectors(vectors: dict, errors: Errors) -> None:  # type: ignore[type-arg]
+    weights = {
+        4: {"cond": {("cond", 3): 1.0}},
+        9: {"cond": {("cond", 8): 1.0}, "uncond": {("uncond", 8): 1.0}},
+    }
+    total = 0.0
+    for step, branches in weights.items():
+        for branch in branches:
+            moved = vectors[branch, step] - vectors[branch, step - 1]
+            total = total + errors.weight(step) * errors.shares[branch] * moved
+    expected = np.sqrt(np.mean(np.square(total)) / errors.records[0].final[0])
+    assert errors.together(weights) == pytest.approx(expected, rel=1e-6)
+    assert errors.together({}) == 0

@@ -111,13 +111,11 @@ def contribution(
 
 
 def predicted_error(errors: Errors, draft: Draft) -> float:
-    """Of the final latents, relative: the sum over the skipped steps of a draft of the output."""
-    total = 0.0
-    for step in range(errors.steps):
-        if step not in draft.cond or (draft.uncond and step not in draft.uncond):
-            last = _last(draft.cond, step), _last(draft.uncond, step)
-            total += contribution(errors, draft.way, draft.memory, draft.noise, step, *last)
-    return total
+    """Of the final latents, relative: the length of the sum of what the skipped steps of a draft of the output add.
+
+    Lengths do not add up, errors do: those of neighbouring steps point the same way, and later ones may point back.
+    """
+    return errors.together({step: _predictions(errors, draft, step) for step in range(errors.steps)})
 
 
 def make_plan(errors: Errors, draft: Draft, setting: Setting) -> Plan:
@@ -153,7 +151,10 @@ def make_plan(errors: Errors, draft: Draft, setting: Setting) -> Plan:
 
 def _predictions(errors: Errors, draft: Draft, step: int) -> Predictions:
     cond, uncond = _last(draft.cond, step), _last(draft.uncond, step)
-    return predict(errors, draft.way, draft.memory, draft.noise, step, cond, uncond)
+    way, memory, noise = draft.way, draft.memory, draft.noise
+    cond, uncond = cond[: memory + 1], uncond[: memory + 1]
+    key = ("predictions", way, memory, noise, step, cond, uncond)
+    return errors.once(key, lambda: predict(errors, way, memory, noise, step, cond, uncond))
 
 
 def _last(computed: Sequence[int], step: int) -> tuple[int, ...]:

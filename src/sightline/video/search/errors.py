@@ -7,14 +7,16 @@ step contributes
 
     growth_j * |sigma_j - sigma_j+1| * rms(e_j) / rms(final latents)
 
-to the relative error of the final latents, and a plan's predicted error is the sum over its skipped steps. `growth` is
-measured: generations that skip one step alone say how much of it arrives.
+to the relative error of the final latents. That is what schedules are made by; a whole plan's predicted error is the
+length of the sum of its steps' errors as vectors, which the products give as well. `growth` is measured: generations
+that skip one step alone say how much of it arrives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from sightline.video.sites import BRANCHES
 
 Vector = tuple[str, int]  # branch and step
 Weights = dict[Vector, float]
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Errors:
     _mean: np.ndarray = field(init=False, repr=False)
     _whole: bool = field(init=False, repr=False)
     _places: dict[Vector, int] = field(init=False, repr=False)
-    _known: dict[Hashable, float] = field(init=False, repr=False)
+    _known: dict[Hashable, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         tables = []
@@ -127,8 +130,31 @@ class Errors:
         """What a skipped step adds to the final latents' relative error; of the prompts the root mean square."""
         return self.weight(step) * float(np.sqrt(np.mean(self.rms(step, predictions) ** 2)))
 
-    def once(self, key: Hashable, work: Callable[[], float]) -> float:
+    def together(self, predictions: Mapping[int, Mapping[str, Mapping[Vector, float]]]) -> float:
+        """Relative error of the final latents of a whole plan, by the sum of its steps' errors as vectors; of the
+        prompts the root mean square.
+
+        Args:
+            predictions: weights by step and branch. Values further apart than the probe's window count as unrelated.
+        """
+        sums: dict[Vector, float] = {}
+        for step, branches in predictions.items():
+            for branch, weights in branches.items():
+                share = self.weight(step) * self.shares[branch]
+                sums[branch, step] = sums.get((branch, step), 0.0) + share
+                for source, weight in weights.items():
+                    sums[source] = sums.get(source, 0.0) - share * weight
+        if not sums:
+            return 0.0
+        places = np.array([self._places[each] for each in sums])
+        values = np.array(list(sums.values()))
+        tables = self._tables[:, places[:, None], places]
+        squares = ((tables if self._whole else np.nan_to_num(tables)) @ values) @ values
+        return float(np.sqrt(np.mean(np.maximum(squares, 0.0))))
+
+    def once(self, key: Hashable, work: Callable[[], Kept]) -> Kept:
         """What `work` gives, kept by a key: schedules that differ little ask for the same steps again and again."""
         if key not in self._known:
             self._known[key] = work()
-        return self._known[key]
+        kept: Kept = self._known[key]
+        return kept

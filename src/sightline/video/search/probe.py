@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sightline.video.denoise import Step
 
-OUTPUT_SAMPLE = 2**18  # values of an output that are kept: 84 MB in all, with both branches
+OUTPUT_SAMPLE = 2**16  # values of an output that are kept: 64 MB in all, with both branches
 BLOCK_SAMPLE = 2**14  # of a block's hidden states: 55 MB for 30 blocks
 
 

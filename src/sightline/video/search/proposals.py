@@ -10,6 +10,7 @@ import numpy as np
 from sightline.video.search.costs import Costs
 from sightline.video.search.drafts import Draft, contribution, guided, predicted_error, uncond_of
 from sightline.video.search.errors import Errors
+from sightline.video.search.moves import neighbours
 from sightline.video.search.paths import Cost, History, best_paths
 from sightline.video.search.record import LONGEST
 from sightline.video.sites import OUTPUT, Kind, Site
@@ -17,6 +18,7 @@ from sightline.video.sites import OUTPUT, Kind, Site
 NOISE = 0.01
 LONGEST_UNCOND = 9  # it may rest longer beside a computed cond; two gaps of it are within the probe's window
 SCHEDULES = 6  # of cond alone that are thinned for uncond
+CLIMBERS, CLIMBS = 2, 8  # drafts of a speed that are improved by prediction, and changes to each at most
 SPLITS = 2  # of the best shares between the branches that are raced
 
 
@@ -37,7 +39,13 @@ class Proposer:
         found: dict[Draft, None] = {}
         for speed in speeds:
             seconds = self.costs.exact() / speed
-            for draft in (*self._together(seconds), *self._apart(seconds), *self._sites(seconds)):
+            drafts = [*self._together(seconds), *self._apart(seconds)]
+            fits = sorted(
+                (draft for draft in drafts if draft.way == "fitted"),
+                key=lambda draft: predicted_error(self.errors, draft),
+            )
+            climbed = [self.climbed(draft) for draft in fits[:CLIMBERS]]
+            for draft in (*climbed, *drafts, *self._sites(seconds)):
                 found.setdefault(named(draft))
         return list(found)
 
@@ -65,6 +73,23 @@ class Proposer:
         return {
             count: Draft(tuple(cond), path.steps, "fitted", memory, NOISE) for count, path in paths.items()
         }
+
+    def climbed(self, draft: Draft) -> Draft:
+        """Small changes that cost no more seconds, as long as they lower the predicted error: shortest paths add up
+        lengths, and the errors of steps far apart may cancel."""
+        least, limit = predicted_error(self.errors, draft), self.costs.of_draft(draft) * (1 + 1e-9)
+        for _ in range(CLIMBS):
+            others = [
+                other
+                for other in neighbours(draft, self.errors)
+                if other.noise == draft.noise and self.costs.of_draft(other) <= limit
+            ]
+            best = min(others, key=lambda other: predicted_error(self.errors, other), default=draft)
+            error = predicted_error(self.errors, best)
+            if error >= least * 0.99:
+                break
+            draft, least = best, error
+        return draft
 
     def at(self, site: Site, count: int) -> Draft | None:
         """The best schedule that reuses a site and computes it in so many steps."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from sightline.errors import SightlineError
 
-WINDOW = 21  # steps: three gaps of `LONGEST` + 1
+WINDOW = 60  # steps whose outputs are related to one another; fits need 21, the sum of a plan's errors all
 LONGEST = 6  # steps in a row that may be skipped
 
 
