@@ -12,9 +12,12 @@ from wan_folder import make_wan_folder
 from sightline import VideoPipeline
 from sightline.errors import SightlineError, UsageError
 from sightline.video.builders import exact, fixed_interval
+from sightline.video.components import load_components
 from sightline.video.denoise import Step
+from sightline.video.parallel.layout import Layout
 from sightline.video.plan import Plan
 from sightline.video.sites import Site
+from sightline.video.solvers import make_solver
 
 SIZE: dict[str, Any] = {"width": 48, "height": 32, "frames": 9, "steps": 5}
 
@@ -163,6 +166,10 @@ def test_a_generation_that_ends_early_leaves_the_model_as_it_was(plain: VideoPip
         ({"seed": -1}, "seed must be a whole number"),
         ({"scheduler": "ddim"}, r"scheduler must be unipc, dpm\+\+, euler, not 'ddim'"),
         ({"prompt": " "}, "the prompt is empty"),
+        ({"width": "48"}, "width must be a whole number from 1 to 16384, not '48'"),
+        ({"size": "48x32"}, "request has no field 'size'; the fields are .*width"),
+        ({"frames": 129}, "frames must be at most 125 for this model, not 129"),
+        ({"height": 264}, "height must be at most 256 for this model, not 264"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(
@@ -212,3 +219,62 @@ def test_texts_may_be_encoded_before(plain: VideoPipeline) -> None:
     assert torch.equal(
         plain.generate(request, texts=other).latents, plain.generate("a seven", seed=3, **SIZE).latents
     )
+
+
+def test_texts_of_another_guidance_are_refused(plain: VideoPipeline) -> None:
+    alone = plain.encode(plain.request("a three", guidance=1.0, **SIZE))
+    with pytest.raises(UsageError, match="guidance 3 takes texts of cond and uncond, not of cond"):
+        plain.generate("a three", guidance=3.0, texts=alone, **SIZE)
+    both = plain.encode(plain.request("a three", guidance=3.0, **SIZE))
+    with pytest.raises(UsageError, match="guidance 1 takes texts of cond, not of cond and uncond"):
+        plain.generate("a three", guidance=1.0, texts=both, **SIZE)
+
+
+def test_settings_beside_a_whole_request_are_refused(plain: VideoPipeline) -> None:
+    with pytest.raises(UsageError, match="steps is given beside a whole request"):
+        plain.generate(plain.request("a three", **SIZE), steps=3)
+
+
+def test_what_is_given_back_can_be_changed(plain: VideoPipeline) -> None:
+    for frames in (1, 5):
+        video = plain.generate("a three", **(SIZE | {"frames": frames, "steps": 1}))
+        assert video.frames.is_contiguous()
+        for tensor in (video.frames, video.latents, *plain.encode(video.request).values()):
+            assert not tensor.is_inference()
+            tensor.mul_(2)
+
+
+def test_the_tiny_model_lends_no_parts(folder: Path, tmp_path: Path) -> None:
+    files = {
+        "transformer_file": folder / "transformer",
+        "vae_file": folder / "vae",
+        "text_encoder_file": folder / "text_encoder",
+    }
+    with pytest.raises(UsageError, match="give a model's folder, or tokenizer as well as the other parts"):
+        VideoPipeline.load(**files)
+    whole = VideoPipeline.load(**files, tokenizer=folder / "tokenizer", dtype="fp32", device="cpu")
+    assert whole.components.folder is None
+
+
+def test_components_that_a_layout_does_not_take_stay_as_they_were(folder: Path) -> None:
+    parts = load_components(folder, dtype="fp32", device="cpu")
+    with pytest.raises(UsageError, match="heads cannot be spread over 3 ranks"):
+        VideoPipeline(parts, layout=Layout(world=3, ulysses=3))
+    assert VideoPipeline(parts).generate("a three", **SIZE).frames.shape == (9, 3, 32, 48)
+
+
+def test_only_what_a_model_says_of_its_solver_holds(plain: VideoPipeline) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    request = plain.request("a three", scheduler="dpm++", **SIZE)
+    theirs = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        solver_order=3,
+        algorithm_type="sde-dpmsolver++",  # would draw noise that no seed decides
+        use_karras_sigmas=True,
+        final_sigmas_type="sigma_min",
+    )
+    config = make_solver(request, theirs, torch.device("cpu")).config
+    assert (config.solver_order, config.algorithm_type) == (3, "dpmsolver++")
+    assert (config.use_karras_sigmas, config.final_sigmas_type) == (False, "zero")

@@ -77,8 +77,7 @@ class Maker:
 
     def order_for(self, request: Request) -> Order:
         """The same for a whole request."""
-        defaults = self.pipeline.components.defaults
-        request.check(defaults.multiple, defaults.temporal)
+        self.pipeline.components.defaults.check(request)
         setting = self.pipeline.setting(request)
         plan = self.plan_for(request)
         if plan is not None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sightline.errors import SightlineError, UsageError
 from sightline.hardware import accelerator
 from sightline.progress import note
 from sightline.video.attach import attached
@@ -15,6 +16,7 @@ from sightline.video.builders import exact
 from sightline.video.cache import StepCache
 from sightline.video.components import Components, load_components
 from sightline.video.denoise import Step, denoise
+from sightline.video.loading.places import OPTIONS as FILES
 from sightline.video.parallel import agree, guidance
 from sightline.video.parallel.layout import Layout
 from sightline.video.parallel.ulysses import cut
@@ -56,11 +58,18 @@ class VideoPipeline:
         if self.vae_parallel:
             check_decoder(components.vae)
         self.accelerator = accelerator.find(str(components.device))
+        ours = None
         if operators:
             from sightline.video.wan_blocks import use_operators
 
-            use_operators(components.transformer)
-        cut(components.transformer, self.layout)
+            ours = use_operators(components.transformer)
+        try:
+            cut(components.transformer, self.layout)
+        except SightlineError:
+            # The components can be used again, with another layout.
+            if ours is not None:
+                ours.undo()
+            raise
 
     @classmethod
     def load(
@@ -75,14 +84,14 @@ class VideoPipeline:
         """Load a model's folder: diffusers', or Wan2.1's original files.
 
         Args:
-            model: the folder; the small model that comes with the package without it.
+            model: the folder; the small model that comes with the package without it and without files of parts.
             options: of `load_components`: `dtype`, `device`, `offload`, `cast_weights`, `tile_vae`,
-                `transformer_file`, `vae_file`, `text_encoder_file`, `tokenizer`.
+                `transformer_file`, `vae_file`, `text_encoder_file`, `tokenizer`, `text_encoder_device`.
 
         Raises:
             SightlineError: what is missing or does not fit, and where.
         """
-        if model is None:
+        if model is None and not any(options.get(name) is not None for name in FILES):
             from sightline.video.tiny import tiny_wan_folder
 
             model = tiny_wan_folder()
@@ -96,7 +105,8 @@ class VideoPipeline:
             settings: fields of `Request`; None means the default.
 
         Raises:
-            UsageError: a value out of range, or a size that the model does not have, with the nearest it has.
+            UsageError: an unknown field, a value out of range, or a size that the model does not have, with the nearest
+                it has.
         """
         defaults = self.components.defaults
         given = {name: value for name, value in settings.items() if value is not None}
@@ -107,13 +117,14 @@ class VideoPipeline:
             "frames": defaults.frames,
             "steps": defaults.steps,
             "guidance": defaults.guidance,
-            "shift": defaults.shift(width, height),
+            # Of sides that are no numbers there is no shift; the request refuses them.
+            "shift": defaults.shift(width, height) if type(width) is type(height) is int else 1.0,
             "fps": defaults.fps,
             "negative_prompt": defaults.negative_prompt,
             "scheduler": defaults.scheduler,
         }
-        request = Request(prompt=prompt, **(filled | given))
-        request.check(defaults.multiple, defaults.temporal)
+        request = Request.from_json({"prompt": prompt} | filled | given)
+        defaults.check(request)
         return request
 
     def setting(self, request: Request) -> Setting:
@@ -175,18 +186,26 @@ class VideoPipeline:
         """The latents of a video, [1, C, F, H, W] in float32.
 
         Args:
-            texts: as `encode` gives them.
+            texts: as `encode` gives them, of the request's branches.
             cache: carries a plan out; without one every step is computed, and what both branches share once.
             on_step: is told of each step that is done; what it raises ends the generation.
+
+        Raises:
+            UsageError: the texts are of other branches.
         """
         import torch
 
+        if set(texts) != set(request.branches):
+            raise UsageError(
+                f"guidance {request.guidance:g} takes texts of {' and '.join(request.branches)}, not of "
+                f"{' and '.join(texts) or 'none'}; encode this request"
+            )
         parts, mine = self.components, self.layout.mine(texts)
         if cache is None:
             cache = StepCache(exact(self._bare(request)), share=len(mine) > 1)
         solver = make_solver(request, parts.scheduler, parts.device)
         with torch.inference_mode(), parts.on_device("transformer") as model, attached(model, cache):
-            return denoise(
+            latents = denoise(
                 model,
                 solver,
                 self.noise(request),
@@ -196,11 +215,13 @@ class VideoPipeline:
                 gather=self.layout.gather_branches,
                 on_step=on_step,
             )
+        return latents.clone()  # a tensor like any other, that may be changed
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The pictures of latents, [F, 3, H, W] in [0, 1], float32 in host memory."""
+        """The pictures of latents [1, C, F', H', W'] on any device: [F, 3, H, W] in [0, 1], float32 in host memory."""
         import torch
 
+        latents = latents.to(self.components.device)
         ranks = self.layout if self.vae_parallel else Layout()
         with torch.inference_mode(), self.components.on_device("vae") as vae, split_over(vae, ranks):
             mean, deviation = (
@@ -208,8 +229,9 @@ class VideoPipeline:
                 for values in (vae.config.latents_mean, vae.config.latents_std)
             )
             scaled = (latents.float() * deviation + mean).to(vae.dtype)
-            pictures = vae.decode(scaled, return_dict=False)[0][0]
-            return (pictures.float() / 2 + 0.5).clamp(0, 1).transpose(0, 1).contiguous().cpu()
+            # In place: a picture in float32 is four times as large as in a file.
+            pictures = vae.decode(scaled, return_dict=False)[0][0].float().div_(2).add_(0.5).clamp_(0, 1)
+        return pictures.transpose(0, 1).clone(memory_format=torch.contiguous_format).cpu()
 
     def generate(
         self,
@@ -228,15 +250,19 @@ class VideoPipeline:
             plan: of the step cache; refused if it was found for another generation.
             plan_anyway: use it all the same, with a warning of what differs.
             texts: as `encode` gave them, where many were encoded at once.
-            settings: fields of `Request`.
+            settings: fields of `Request`, where it is not given whole.
 
         Raises:
-            UsageError: a setting out of range.
+            UsageError: a setting out of range, or beside a whole request.
             SightlineError: the plan is for something else, with the fields that differ; or the ranks are not asked for
                 the same video.
         """
+        if isinstance(prompt, Request) and settings:
+            raise UsageError(
+                f"{next(iter(settings))} is given beside a whole request, which has its own; change the request"
+            )
         request = prompt if isinstance(prompt, Request) else self.request(prompt, **settings)
-        request.check(self.components.defaults.multiple, self.components.defaults.temporal)
+        self.components.defaults.check(request)
         if self.vae_parallel:
             factor = self.components.vae.config.scale_factor_spatial
             check_strips(request.width // factor, request.height // factor, self.layout.world)
@@ -280,8 +306,8 @@ class VideoPipeline:
         mask = tokens["attention_mask"].to(where)
         with torch.inference_mode():
             states = encoder(tokens["input_ids"].to(where), mask).last_hidden_state
-            # Behind the text are zeros, not what the encoder makes of padding.
-            return states * mask.unsqueeze(-1).to(states.dtype)
+        # Behind the text are zeros, not what the encoder makes of padding.
+        return states * mask.unsqueeze(-1).to(states.dtype)
 
     @contextmanager
     def _timed(self, seconds: dict[str, float], part: str) -> Iterator[None]:

@@ -73,12 +73,13 @@ class Request:
         """`cond`, and with guidance `uncond`."""
         return ("cond", "uncond") if self.guidance > 1 else ("cond",)
 
-    def check(self, multiple: int, temporal: int) -> None:
+    def check(self, multiple: int, temporal: int, positions: int = 1024) -> None:
         """Refuse a size that the model does not have.
 
         Args:
             multiple: what both sides are multiples of.
             temporal: pictures in one step of the latents in time.
+            positions: that the model tells apart in each direction; 1024 in every Wan.
 
         Raises:
             UsageError: the nearest sizes that it has.
@@ -95,6 +96,10 @@ class Request:
                 f"frames must be {temporal}n + 1 for this model, not {self.frames}; take "
                 f"{_around(self.frames, temporal, 1)}"
             )
+        most = {"width": multiple * positions, "height": multiple * positions}
+        for name, limit in (most | {"frames": temporal * (positions - 1) + 1}).items():
+            if getattr(self, name) > limit:
+                raise UsageError(f"{name} must be at most {limit} for this model, not {getattr(self, name)}")
 
     def to_json(self) -> dict[str, Any]:
         """All fields by name."""

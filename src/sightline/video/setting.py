@@ -20,7 +20,7 @@ class Setting:
         steps: denoising steps.
         model: its name, for people; `weights` is what counts.
         weights: `sightline.video.fingerprint.fingerprint` of the transformer.
-        scheduler, shift: the scheduler's class and its flow shift.
+        scheduler, shift: the scheduler as `Request` names it, and its flow shift.
         width, height, frames: of the video, in pixels and pictures.
         guidance: the scale; 1 or less means that there is no `uncond` branch.
         dtype, device: as torch names the one (`bfloat16`), as the maker names the other (`NVIDIA H200`, `cpu`).

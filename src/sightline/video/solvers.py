@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     from sightline.video.request import Request
 
 
+# What a model may say of its own solver. Not how its noise levels are spread: they are those of the request; nor that
+# it draws noise in its steps, which no seed would decide.
+_OWN = (
+    "solver_order",
+    "solver_type",
+    "predict_x0",
+    "disable_corrector",
+    "lower_order_final",
+    "euler_at_final",
+)
+
+
 def make_solver(request: Request, model_scheduler: Any, device: torch.device) -> Any:
     """A fresh scheduler with its steps set; it keeps history, so it serves one generation.
 
@@ -41,8 +53,8 @@ def make_solver(request: Request, model_scheduler: Any, device: torch.device) ->
     else:
         kind = UniPCMultistepScheduler if request.scheduler == "unipc" else DPMSolverMultistepScheduler
         flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": request.shift}
-        own = given if isinstance(model_scheduler, kind) else trained
-        solver = kind.from_config(own | flow)
+        own = {name: given[name] for name in _OWN if name in given and isinstance(model_scheduler, kind)}
+        solver = kind.from_config(trained | own | flow)
     solver.set_timesteps(request.steps, device=device)
     if len(solver.timesteps) != request.steps:
         raise SightlineError(

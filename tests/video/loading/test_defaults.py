@@ -26,6 +26,7 @@ def of_size(heads: int, flow_shift: float = 3.0, **vae: Any) -> Defaults:
 
     stages = {"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True], "patch_size": None} | vae
     transformer = {"num_attention_heads": heads, "attention_head_dim": 128, "patch_size": (1, 2, 2)}
+    transformer |= {"rope_max_seq_len": 1024}
     configs = (FrozenDict(config) for config in (transformer, stages, {"flow_shift": flow_shift}))
     return defaults_of(*(SimpleNamespace(config=config) for config in configs), None)
 

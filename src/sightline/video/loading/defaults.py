@@ -9,7 +9,7 @@ from typing import Any
 
 from sightline.errors import SightlineError
 from sightline.files import read_object
-from sightline.video.request import SCHEDULERS
+from sightline.video.request import SCHEDULERS, Request
 
 FILE = "sightline.json"
 
@@ -43,11 +43,13 @@ class Defaults:
         text_length: tokens that a prompt is padded or cut to.
         multiple: what both sides are multiples of: pixels of one token of the transformer.
         temporal: pictures in one step of the latents in time, 4: a video has 4n + 1.
+        positions: that the transformer tells apart in each direction.
         fixed_shift: flow shift of every size, where the model has one of its own.
     """
 
     multiple: int
     temporal: int = 4
+    positions: int = 1024
     width: int = 832
     height: int = 480
     frames: int = 81
@@ -65,6 +67,10 @@ class Defaults:
             return self.fixed_shift
         return _SHIFT_480 if width * height < _BETWEEN else _SHIFT_720
 
+    def check(self, request: Request) -> None:
+        """`Request.check` against this model; raises as it does."""
+        request.check(self.multiple, self.temporal, self.positions)
+
 
 def defaults_of(transformer: Any, vae: Any, scheduler: Any, folder: Path | None) -> Defaults:
     """The defaults of a model: those of its size, and over them those of its folder's `sightline.json`.
@@ -76,8 +82,12 @@ def defaults_of(transformer: Any, vae: Any, scheduler: Any, folder: Path | None)
     Raises:
         SightlineError: `sightline.json` has a field that is unknown or wrong.
     """
-    values: dict[str, Any] = {"multiple": multiple_of(transformer, vae), "temporal": temporal_of(vae)}
     config = transformer.config
+    values: dict[str, Any] = {
+        "multiple": multiple_of(transformer, vae),
+        "temporal": temporal_of(vae),
+        "positions": config.rope_max_seq_len,
+    }
     if config.num_attention_heads * config.attention_head_dim == _SMALL_WIDTH:
         values |= {"guidance": 6.0, "fixed_shift": 8.0}
     # 1 is diffusers' own default and 3 is in every folder that Wan's authors published, whatever the model's size.
