@@ -254,3 +254,9 @@ def test_figures_of_a_generation(monkeypatch: pytest.MonkeyPatch) -> None:
         "tflop": pytest.approx(2 * text_work(encoder.config, 5).operations / 1e12, **about)
     }
     assert found["ceiling_tflops"] == {"bfloat16": 0.001, "float32": 0.002}
+    card = torch.device("meta")
+    monkeypatch.setattr(roofline, "ceiling", lambda device, dtype, **rest: 3e9 if device == card else 1e9)
+    parts.device, parts.text_device = card, torch.device("cpu")
+    apart = roofline.figures(parts, request, {"text": 0.5, "denoise": 0.5})
+    assert apart["text"]["share"] == pytest.approx(apart["text"]["tflop"] * 1e12 / 0.5 / 1e9, **about)
+    assert apart["ceiling_tflops"] == {"bfloat16": 0.003, "bfloat16 on cpu": 0.001}

@@ -97,8 +97,8 @@ def figures(
 
     Returns:
         By part of `seconds`: `tflop`, `tflop_without_plan` (denoising), `share` of the ceiling in the part's dtype;
-        and under `ceiling_tflops` the ceilings by dtype. What cannot be counted (another VAE, another encoder) is left
-        out.
+        and under `ceiling_tflops` the ceilings by dtype, that of a text encoder's own device apart. What cannot be
+        counted (another VAE, another encoder) is left out.
     """
     config, vae = components.transformer.config, components.vae.config
     shape = latents_of(config, request.width, request.height, request.frames, vae)
@@ -119,8 +119,10 @@ def figures(
         if part == "denoise":
             found[part]["tflop_without_plan"] = _rounded(exact.operations / 1e12)
         if seconds.get(part, 0) > 0:
-            rate = ceiling(components.device, dtype, convolutions=part == "decode")
-            found["ceiling_tflops"][str(dtype).removeprefix("torch.")] = _rounded(rate / 1e12)
+            apart = components.text_device if part == "text" else None
+            rate = ceiling(apart or components.device, dtype, convolutions=part == "decode")
+            name = str(dtype).removeprefix("torch.") + (f" on {apart}" if apart else "")
+            found["ceiling_tflops"][name] = _rounded(rate / 1e12)
             found[part]["share"] = _rounded(roofline(seconds[part], work.operations, rate * devices))
     return found
 
