@@ -125,8 +125,9 @@ class _Streams:
             for target, source in zip(berth.tensors, sources, strict=True):
                 target.copy_(source)
             return
-        if berth.free is not None:
-            self.side.wait_event(berth.free)
+        if berth.free is None:  # its memory may have been another's, whose work still runs
+            self.mark_free(berth)
+        self.side.wait_event(berth.free)
         with self.module.stream(self.side):
             for target, source in zip(berth.tensors, sources, strict=True):
                 target.copy_(source, non_blocking=True)
