@@ -155,7 +155,7 @@ def started(
             except SightlineError as error:
                 if name != "cache_dit":
                     raise
-                absent[name] = str(error)
+                absent[name] = str(error).removeprefix(f"{name}: ")
                 note(f"left out: {error}")
         yield workers, absent
     finally:

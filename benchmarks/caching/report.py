@@ -49,7 +49,7 @@ def table(results: Sequence[Result], rate: float) -> list[dict[str, Cell]]:
                 "times as fast": f"{exact['diffusers'].median / result.median:.2f}",
                 "as its own exact run": f"{own.median / result.median:.2f}",
                 "calls": f"{result.told['calls']}" if "calls" in result.told else None,
-                "GFLOP": f"{result.operations / 1e9:.1f}",
+                "GFLOP": f"{result.operations / 1e9:.3g}",
                 "of the ceiling": f"{100 * result.operations / result.median / rate:.0f} %",
                 "PSNR, worst prompt": f"{result.worst.psnr:.1f}",
                 "median": f"{result.psnr_median:.1f}",
