@@ -27,6 +27,7 @@ def record(**changes: Any) -> Record:
         {"model": "/models/wan", "dtype": "fp32", "operators": True},
         SETTING,
         PLAN,
+        parts={"text_encoder": "cd34", "vae": "ef56"},
         parallel={"processes": 1, "ulysses": 1, "cfg": 1, "vae": False},
         seconds={"text": 0.5, "denoise": 4.0, "decode": 1.25},
         operations={"denoise": {"tflop": 1.5, "share": 0.25}},
@@ -67,7 +68,16 @@ def test_it_says_what_people_look_for() -> None:
         ({"request": {**REQUEST.to_json(), "steps": 0}}, "steps must be a whole number from 1"),
         ({"setting": {"steps": 10, "colour": 1}}, "setting has a wrong field.*colour"),
         ({"load": []}, "load must be an object"),
+        ({"load": {"layout": None}}, "load has no option 'layout'; the options are model, "),
+        ({"load": {"model": 3}}, "model of load must be a text, not 3"),
+        ({"load": {"operators": "yes"}}, "operators of load must be true or false, not 'yes'"),
         ({"seconds": 3}, "seconds must be an object"),
+        ({"seconds": {"text": "1"}}, "text of seconds must be a number, not '1'"),
+        ({"parallel": {"cfg": "2"}}, "cfg of parallel must be a whole number, not '2'"),
+        ({"parts": {"vae": 3}}, "vae of parts must be a text, not 3"),
+        ({"file": 3}, "file must be a text, not 3"),
+        ({"command": "ls"}, "command must be a list, not 'ls'"),
+        ({"plan": 3}, "plan must be an object, not 3"),
         ({"plan": {"schema": "x"}}, "schema must be 'sightline-step-cache-plan'"),
     ],
 )
@@ -96,6 +106,16 @@ def test_differences_are_those_that_change_the_picture() -> None:
         "dtype ('float32', here 'bfloat16')",
         "plan (another, here None)",
     ]
+
+
+def test_another_vae_is_a_difference_where_both_are_known() -> None:
+    made = record()
+    same = (REQUEST, SETTING, made.load, PLAN)
+    assert made.differences(*same, {"text_encoder": "cd34", "vae": "ef57"}) == [
+        "weights of vae ('ef56', here 'ef57')"
+    ]
+    assert made.differences(*same, made.parts) == made.differences(*same) == []
+    assert record(parts={}).differences(*same, made.parts) == []
 
 
 def test_a_plan_that_computes_everything_is_none_and_names_do_not_count() -> None:

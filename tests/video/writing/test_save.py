@@ -188,6 +188,39 @@ def test_a_video_is_whole_only_with_all_its_parts(tmp_path: Path) -> None:
         made(path)
 
 
+def test_the_pictures_of_the_video_before_are_not_those_of_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "cat.mp4"
+    keep(path, save_frames=True)
+    keep(path, make_video(noise=True), overwrite=True)  # its pictures are not asked for
+    assert len(names(tmp_path / "cat.frames")) == 5
+    assert made(path) is not None
+    assert made(path, save_frames=True) is None
+    keep(path, make_video(noise=True), overwrite=True, save_frames=True)
+    assert made(path, save_frames=True) is not None
+    (tmp_path / "cat.frames" / "00002.png").write_bytes(b"no picture")
+    assert made(path, save_frames=True) is None
+
+
+def test_what_another_process_is_writing_is_no_leftover(tmp_path: Path) -> None:
+    with saving._staging(tmp_path / "cat.mp4") as folder:
+        remove_leftovers(tmp_path)
+        assert folder.is_dir()
+    assert names(tmp_path) == []
+
+
+def test_a_name_that_no_disk_takes_is_told_before(tmp_path: Path) -> None:
+    with pytest.raises(SightlineError, match="cannot write .*: File name too long; choose another name"):
+        check_target(tmp_path / f"{'a' * 300}.mp4")
+
+
+def test_names_that_are_not_utf_8_cost_no_video(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    record = save(make_video(), path, Record(REQUEST, {"model": os.fsdecode(b"/mod\xe8le")}, SETTING))
+    again = Record.read(path.with_suffix(".json"))
+    assert (again.file, again.load) == (path.name, record.load)
+    assert made(path) == again
+
+
 def test_the_record_is_json_that_people_can_read(tmp_path: Path) -> None:
     video = replace(make_video(), request=replace(REQUEST, prompt="猫"))
     record = Record(video.request, {}, SETTING)

@@ -23,6 +23,20 @@ if TYPE_CHECKING:
 SCHEMA = "sightline-video"
 VERSION = 1
 _LIBRARIES = ("sightline", "torch", "diffusers", "transformers", "ftfy", "av")
+# Options of `VideoPipeline.load` as JSON has them.
+_TEXTS = (
+    "model",
+    "device",
+    "dtype",
+    "offload",
+    "transformer_file",
+    "vae_file",
+    "text_encoder_file",
+    "tokenizer",
+)
+_LOAD: dict[str, type] = dict.fromkeys((*_TEXTS, "text_encoder_device"), str)
+_LOAD |= dict.fromkeys(("cast_weights", "tile_vae", "operators", "vae_parallel"), bool)
+_WORDS: dict[type, str] = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 # Of what a model is loaded with, what can change a pixel; where its files lie does not, and the weights are compared.
 _SEEN = {"operators": True, "cast_weights": False, "tile_vae": False}
 
@@ -37,6 +51,7 @@ class Record:
         setting: what it was computed with: weights, dtype, device, versions.
         plan: of the step cache, whole; None where every step was computed.
         plan_anyway: it was used though it had been found for another generation.
+        parts: fingerprints of the text encoder and the VAE, as far as they are known.
         parallel: `processes`, `ulysses`, `cfg`, `vae` (whether decoding was spread).
         seconds: by part: `load`, `text`, `denoise`, `decode`, `write`, as far as they are known.
         operations: what was computed, by part: `tflop`, and `share` of what the machine can do
@@ -53,6 +68,7 @@ class Record:
     setting: Setting
     plan: Plan | None = None
     plan_anyway: bool = False
+    parts: Mapping[str, str] = field(default_factory=dict)
     parallel: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     command: tuple[str, ...] = ()
@@ -84,6 +100,7 @@ class Record:
             "plan_anyway": self.plan_anyway,
             "parallel": dict(self.parallel),
             "setting": setting,
+            "parts": dict(self.parts),
             "versions": dict(self.versions),
             "seconds": {part: round(value, 4) for part, value in self.seconds.items()},
             "seconds_per_step": None if self.seconds_per_step is None else round(self.seconds_per_step, 5),
@@ -109,15 +126,10 @@ class Record:
             )
         known = {each.name for each in fields(cls)}
         given = {name: value for name, value in data.items() if name in known}
-        for name in ("request", "load", "setting"):
-            if not isinstance(given.get(name), Mapping):
-                raise UsageError(f"{name} must be an object, not {given.get(name)!r}")
-        for name in ("parallel", "seconds", "operations", "versions"):
-            if not isinstance(given.get(name, {}), Mapping):
-                raise UsageError(f"{name} must be an object, not {given[name]!r}")
+        _check(given)
         given["request"] = Request.from_json(dict(given["request"]))
         given["plan"] = None if given.get("plan") is None else Plan.from_json(given["plan"])
-        given["command"] = tuple(given.get("command") or ())
+        given["command"] = tuple(given.get("command", ()))
         try:
             given["setting"] = Setting(**given["setting"])
         except TypeError as error:
@@ -137,11 +149,17 @@ class Record:
             raise SightlineError(f"{path} is no record of a video: {error}") from error
 
     def differences(
-        self, request: Request, setting: Setting, load: Mapping[str, Any], plan: Plan | None
+        self,
+        request: Request,
+        setting: Setting,
+        load: Mapping[str, Any],
+        plan: Plan | None,
+        parts: Mapping[str, str] | None = None,
     ) -> list[str]:
         """In what a video made so would differ from this one, as `steps (50, here 30)`.
 
-        Devices, versions and the number of processes move the last bits only and are not compared.
+        Devices, versions and the number of processes move the last bits only and are not compared; nor are parts of
+        which one side does not know the weights.
         """
         theirs = request.to_json()
         pairs = [(name, value, theirs[name]) for name, value in self.request.to_json().items()]
@@ -150,7 +168,37 @@ class Record:
         for name, usual in _SEEN.items():
             pairs.append((name, self.load.get(name, usual), load.get(name, usual)))
         pairs.append(("plan", _what(self.plan), _what(plan)))
+        pairs += [
+            (f"weights of {name}", self.parts.get(name, new), new) for name, new in (parts or {}).items()
+        ]
         return [f"{name} ({_short(old)}, here {_short(new)})" for name, old, new in pairs if old != new]
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Refuse a record with values of wrong types; what is in the request, the setting and the plan they see to.
+
+    Raises:
+        UsageError: the field.
+    """
+    objects = ("request", "load", "setting", "parts", "parallel", "seconds", "operations", "versions", "plan")
+    for name in objects:
+        value = given.get(name, None if name in ("request", "load", "setting") else {})
+        if not isinstance(value, Mapping) and (value is not None or name != "plan"):
+            raise UsageError(f"{name} must be an object, not {value!r}")
+    for name, value in given["load"].items():
+        if name not in _LOAD:
+            raise UsageError(f"load has no option {name!r}; the options are {', '.join(_LOAD)}")
+        if value is not None and type(value) is not _LOAD[name]:
+            raise UsageError(f"{name} of load must be {_WORDS[_LOAD[name]]}, not {value!r}")
+    for name, kind in (("parts", str), ("parallel", int), ("seconds", float), ("versions", str)):
+        for key, value in given.get(name, {}).items():
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise UsageError(f"{key} of {name} must be {_WORDS[kind]}, not {value!r}")
+    for name in ("file", "file_sha256", "frames_sha256", "encoding", "created"):
+        if not isinstance(given.get(name, ""), str):
+            raise UsageError(f"{name} must be a text, not {given[name]!r}")
+    if not isinstance(given.get("command", []), list):
+        raise UsageError(f"command must be a list, not {given['command']!r}")
 
 
 def digest_of(pictures: np.ndarray) -> str:

@@ -7,13 +7,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sightline.errors import SightlineError
-from sightline.files import flush
+from sightline.files import flush, only_user
 from sightline.video.result import Video
 from sightline.video.writing.encode import encode, to_bytes
 from sightline.video.writing.formats import PICTURES, check_suffix, encoder_for
@@ -47,6 +47,16 @@ def check_target(
     check_suffix(path)
     if path.suffix.lower() not in PICTURES:
         encoder_for(path).settings(quality)
+    try:
+        _check_free(path, overwrite, save_frames)
+    except OSError as error:  # a name that is too long, a folder that cannot be looked into
+        raise SightlineError(
+            f"cannot write {path}: {error.strerror or error}; choose another name with -o"
+        ) from error
+    _check_writable(path)
+
+
+def _check_free(path: Path, overwrite: bool, save_frames: bool) -> None:
     pictures = frames_folder(path)
     if path.is_dir() or (save_frames and pictures.is_file()):
         raise SightlineError(
@@ -65,7 +75,6 @@ def check_target(
             ) from error
         if whose != path.name and (path.parent / whose).is_file():
             raise SightlineError(f"{record} belongs to {whose}; choose another name with -o")
-    _check_writable(path)
 
 
 def save(
@@ -123,25 +132,47 @@ def made(path: Path, *, save_frames: bool = False) -> Record | None:
     """The record of a video that is there whole, or None.
 
     Raises:
-        SightlineError: there is a video without its record, or a record's file that is none: nothing of ours.
+        SightlineError: there is a video without its record, or a record's file that is none: nothing of ours; or it
+            cannot be read.
     """
     beside = record_path(path)
-    if not beside.exists():
-        if path.exists():
-            raise SightlineError(f"{path} is there without {beside.name}, so it is not known how it was made")
-        return None
-    record = Record.read(beside)
-    if not path.is_file() or file_digest(path) != record.file_sha256:
-        return None
-    if save_frames and len(list(frames_folder(path).glob("*.png"))) != record.request.frames:
-        return None
+    try:
+        if not beside.exists():
+            if path.exists():
+                raise SightlineError(
+                    f"{path} is there without {beside.name}, so it is not known how it was made"
+                )
+            return None
+        record = Record.read(beside)
+        if not path.is_file() or file_digest(path) != record.file_sha256:
+            return None
+        if save_frames and not _has_pictures(frames_folder(path), record):
+            return None
+    except OSError as error:
+        raise SightlineError(f"cannot read {path}: {error.strerror or error}") from error
     return record
 
 
+def _has_pictures(folder: Path, record: Record) -> bool:
+    """Whether a folder holds a video's pictures, and not those of the one that was there before it."""
+    import numpy as np
+    from PIL import Image
+
+    files = sorted(folder.glob("*.png"))
+    if len(files) != record.request.frames:
+        return False
+    try:
+        pictures = np.stack([np.asarray(Image.open(file)) for file in files])
+    except (OSError, ValueError):  # one is damaged, or of another size
+        return False
+    return digest_of(pictures) == record.frames_sha256
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half written; only where no other process writes."""
+    """Remove what killed processes left half written, and leave alone what another one is writing."""
     for left in folder.glob(f"{_STAGING}*"):
-        shutil.rmtree(left, ignore_errors=True)
+        with suppress(SightlineError, OSError), only_user(left, "being written"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
@@ -150,7 +181,8 @@ def _staging(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=path.parent))
     try:
-        yield folder
+        with only_user(folder, "being removed"):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -169,7 +201,9 @@ def _put(folder: Path, path: Path, save_frames: bool) -> None:
 
 
 def _write_record(record: Record, path: Path) -> None:
-    path.write_text(json.dumps(record.to_json(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(record.to_json(), ensure_ascii=False, indent=2) + "\n"
+    # Names of files need not be UTF-8; such bytes become escapes, which JSON reads back as they were.
+    path.write_bytes(text.encode("utf-8", "backslashreplace"))
     flush(path)
 
 
