@@ -278,3 +278,14 @@ def test_only_what_a_model_says_of_its_solver_holds(plain: VideoPipeline) -> Non
     config = make_solver(request, theirs, torch.device("cpu")).config
     assert (config.solver_order, config.algorithm_type) == (3, "dpmsolver++")
     assert (config.use_karras_sigmas, config.final_sigmas_type) == (False, "zero")
+
+
+def test_a_video_that_does_not_fit_says_what_saves_memory(
+    plain: VideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(plain.components.vae, "_decode", full)
+    with pytest.raises(SightlineError, match=r"48x32x9 does not fit on cpu .decode. .2.00 GiB .*tile_vae"):
+        plain.generate("a three", **SIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -151,7 +152,8 @@ def _items(
             name = row.name if copy == 0 else f"{row.name}-{copy + 1}"
             item = Item(row, folder / f"{name}.mp4")
             try:
-                first = taken.setdefault(name.lower(), row.line)
+                # Some file systems do not tell capitals apart, nor the ways to write an accent.
+                first = taken.setdefault(unicodedata.normalize("NFC", name).casefold(), row.line)
                 if first != row.line:
                     raise SightlineError(
                         f"name {name!r} is that of a video of line {first} too; give another"
@@ -185,7 +187,9 @@ def _take_what_is_there(batch: Batch, maker: Maker) -> None:
             record = None
         if record is not None:
             order = item.order
-            differences = record.differences(order.request, order.setting, maker.load, order.plan)
+            differences = record.differences(
+                order.request, order.setting, maker.load, order.plan, maker.parts
+            )
             if not differences:
                 item.status, item.record = "skipped", record
                 continue
@@ -216,7 +220,7 @@ def _make(item: Item, maker: Maker, texts: Mapping[str, Tensor] | None, on_step:
         item.status = "done"
     except SightlineError as error:
         # What cannot be written now cannot be written next; and a rank alone must not go on without the others.
-        together = maker.pipeline.layout is not None and maker.pipeline.layout.world > 1
+        together = maker.pipeline.layout.world > 1
         if together or isinstance(error.__cause__, OSError):
             raise
         item.status, item.error = "failed", str(error)
@@ -247,5 +251,19 @@ def _held(folder: Path, writes: bool) -> Iterator[None]:
     with only_user(
         folder, f"another process is making videos in {folder}; wait for it, or choose another folder"
     ):
+        _check_results(folder / RESULTS)
         remove_leftovers(folder)
         yield
+
+
+def _check_results(path: Path) -> None:
+    """Refuse to replace a file of this name that no batch wrote."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline() or "{}")
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError):
+        first = None
+    if not isinstance(first, dict) or (first and not {"line", "status"} <= set(first)):
+        raise SightlineError(f"{path} is there and not of a batch of videos; choose another folder with -o")

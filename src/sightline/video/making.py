@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,7 @@ class Maker:
             order.setting,
             order.plan,
             self.plan_anyway,
+            self.parts,
             self.parallel,
             {**self.seconds, **spent},
             self.command,
@@ -131,24 +133,30 @@ class Maker:
     def _operations(self, order: Order, seconds: Mapping[str, float]) -> dict[str, Any]:
         from sightline.video.roofline import figures
 
-        layout = self.pipeline.layout
-        devices = 1 if layout is None else layout.world
+        parts, devices = self.pipeline.components, self.pipeline.layout.world
         try:
-            return figures(self.pipeline.components, order.request, seconds, plan=order.plan, devices=devices)
+            return figures(parts, order.request, seconds, plan=order.plan, devices=devices)
         except Exception as error:  # a figure is not worth a video that is there but for its file
             note(f"warning: what was computed could not be counted: {first_line(error)}")
             return {}
 
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """Fingerprints of what stands beside the transformer, for the record."""
+        from sightline.video.fingerprint import fingerprint
+
+        parts = self.pipeline.components
+        return {name: fingerprint(getattr(parts, name)) for name in ("text_encoder", "vae")}
+
     @property
     def writes(self) -> bool:
         """Whether this process writes for all."""
-        layout = self.pipeline.layout
-        return layout is None or layout.leads
+        return self.pipeline.layout.leads
 
 
-def as_said(layout: Layout | None, value: Any) -> Any:
+def as_said(layout: Layout, value: Any) -> Any:
     """What rank 0 has as this value, on every rank."""
-    if layout is None or layout.world == 1:
+    if layout.world == 1:
         return value
     import torch.distributed as dist
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.errors import SightlineError, UsageError
 from sightline.hardware import accelerator
+from sightline.hardware.out_of_memory import explained
 from sightline.progress import note
 from sightline.video.attach import attached
 from sightline.video.builders import exact
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OnStep = Callable[[Step], None]
+
+# What saves memory in each part of a generation.
+_ADVICE = {
+    "text": "use offload model, or text_encoder_device cpu",
+    "denoise": "use offload model or group, several cards, or a smaller or shorter video",
+    "decode": "use offload model, tile_vae, vae_parallel on several cards, or a smaller or shorter video",
+}
 
 
 class VideoPipeline:
@@ -254,8 +262,8 @@ class VideoPipeline:
 
         Raises:
             UsageError: a setting out of range, or beside a whole request.
-            SightlineError: the plan is for something else, with the fields that differ; or the ranks are not asked for
-                the same video.
+            SightlineError: the plan is for something else, with the fields that differ; the ranks are not asked for the
+                same video; or memory runs out.
         """
         if isinstance(prompt, Request) and settings:
             raise UsageError(
@@ -271,11 +279,11 @@ class VideoPipeline:
         agree.require_same(self.layout, agree.facts(request, setting, plan))
         cache = None if plan is None else self._cache(plan, setting, plan_anyway)
         seconds: dict[str, float] = {}
-        with self._timed(seconds, "text"):
+        with self._timed(seconds, "text", request):
             texts = self.encode(request) if texts is None else texts
-        with self._timed(seconds, "denoise"):
+        with self._timed(seconds, "denoise", request):
             latents = self.denoise(request, texts, cache=cache, on_step=on_step)
-        with self._timed(seconds, "decode"):
+        with self._timed(seconds, "decode", request):
             frames = self.decode(latents)
         return Video(frames, latents.cpu(), request, setting, plan, seconds)
 
@@ -310,9 +318,11 @@ class VideoPipeline:
         return states * mask.unsqueeze(-1).to(states.dtype)
 
     @contextmanager
-    def _timed(self, seconds: dict[str, float], part: str) -> Iterator[None]:
-        self.accelerator.synchronize()
-        begun = time.perf_counter()
-        yield
-        self.accelerator.synchronize()
-        seconds[part] = time.perf_counter() - begun
+    def _timed(self, seconds: dict[str, float], part: str, request: Request) -> Iterator[None]:
+        size = f"{request.width}x{request.height}x{request.frames}"
+        with explained(f"a video of {size} does not fit on {self.accelerator} ({part})", _ADVICE[part]):
+            self.accelerator.synchronize()
+            begun = time.perf_counter()
+            yield
+            self.accelerator.synchronize()
+            seconds[part] = time.perf_counter() - begun
