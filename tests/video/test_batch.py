@@ -112,6 +112,25 @@ def test_names_of_copies_do_not_meet_those_of_rows(maker: Maker, tmp_path: Path)
     assert Record.read(tmp_path / "cat-2.json").request.prompt == "one"
 
 
+@pytest.mark.parametrize("pair", [("Cat", "cat"), ("caf\u00e9", "cafe\u0301"), ("straße", "STRASSE")])
+def test_names_that_some_disks_take_for_one_are_not_given_twice(
+    maker: Maker, tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    given = [Row(n, n, "one", {}, name) for n, name in enumerate(pair, 1)]
+    batch = run(maker, given, tmp_path)
+    assert batch.failures == [f"line 2: name {pair[1]!r} is that of a video of line 1 too; give another"]
+    assert batch.count("done") == 1
+
+
+@pytest.mark.parametrize("text", ['{"answer": "a cat"}\n', "line,status\n", "[1]"])
+def test_results_of_something_else_are_not_replaced(maker: Maker, tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.jsonl").write_text(text)
+    with pytest.raises(SightlineError, match=r"results.jsonl is there and not of a batch of videos"):
+        run(maker, rows("one"), tmp_path)
+    assert names(tmp_path) == ["results.jsonl"]
+    assert (tmp_path / "results.jsonl").read_text() == text
+
+
 def test_videos_of_other_settings_are_not_mixed_in(maker: Maker, tmp_path: Path) -> None:
     run(maker, rows("one", "two"), tmp_path)
     with pytest.raises(
@@ -126,11 +145,16 @@ def test_videos_of_other_settings_are_not_mixed_in(maker: Maker, tmp_path: Path)
     assert Record.read(tmp_path / "0001-one.json").request.steps == 3
 
 
-def test_another_plan_or_model_is_another_setting(maker: Maker, tmp_path: Path) -> None:
+def test_another_plan_or_model_is_another_setting(
+    maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(maker, rows("one"), tmp_path)
     plan = fixed_interval(Setting(steps=2), 2)
     with pytest.raises(SightlineError, match=r"other settings: plan \(None, here another\)"):
         run(replace(maker, plan_for=lambda request: plan), rows("one"), tmp_path)
+    monkeypatch.setitem(vars(maker), "parts", {**maker.parts, "vae": "ef"})
+    with pytest.raises(SightlineError, match=r"other settings: weights of vae \('.*, here 'ef'\)"):
+        run(maker, rows("one"), tmp_path)
     with pytest.raises(SightlineError, match=r"other settings: tile_vae \(False, here True\)"):
         run(replace(maker, load={**maker.load, "tile_vae": True}), rows("one"), tmp_path)
 

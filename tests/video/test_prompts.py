@@ -88,7 +88,7 @@ def test_a_bad_line_is_told_and_the_others_stay(tmp_path: Path) -> None:
         ({"prompt": "a", "name": "../a"}, "name '../a' is no plain file name"),
         ({"prompt": "a", "name": "a."}, "name 'a.' is no plain file name"),
         ({"prompt": "a", "name": ""}, "name '' is no plain file name"),
-        ({"prompt": "a", "name": "x" * 101}, "is no plain file name"),
+        ({"prompt": "a", "name": "猫" * 67}, "has 201 bytes; take up to 200"),
         ('{"prompt": "half \\ud800"}', "prompt is not UTF-8 text at character 5"),
         ('{"prompt": "a", "negative_prompt": "\\ud800"}', "negative_prompt is not UTF-8 text at character 0"),
     ],
@@ -98,11 +98,6 @@ def test_why_a_row_is_refused(tmp_path: Path, row: Any, reason: str) -> None:
     assert reason in found
 
 
-def test_names_are_not_given_twice(tmp_path: Path) -> None:
-    rows = ({"prompt": "a", "name": "Cat"}, {"prompt": "b", "name": "cat"})
-    assert reasons(tmp_path, *rows) == ["name 'cat' is that of line 1 too; give another"]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"\xff\xfe", "is not UTF-8 text"), (b"# nothing\n\n", "has no prompt; write one a line")],
@@ -110,6 +105,8 @@ def test_names_are_not_given_twice(tmp_path: Path) -> None:
 def test_a_file_without_prompts_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(SightlineError, match=message):
         read(tmp_path, content)
+    with pytest.raises(SightlineError, match=r"is JSON; write an object a line and name it prompts.jsonl"):
+        read(tmp_path, '[{"prompt": "a"}]', "prompts.json")
     with pytest.raises(SightlineError, match="cannot read .*absent.txt: No such file"):
         read_prompts(tmp_path / "absent.txt")
 

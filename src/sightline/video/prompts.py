@@ -36,6 +36,7 @@ _FIELDS = {
     "fps": "fps",
 }
 _LONGEST_SLUG = 48  # characters
+_LONGEST_NAME = 200  # bytes; file systems take 255, and a copy's number and a suffix come behind it
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,10 @@ def read_prompts(path: Path) -> tuple[list[Row], list[BadRow]]:
     """All rows of a file: jsonl by its suffix, else a prompt a line, where blank lines and `# ...` are none.
 
     Raises:
-        SightlineError: the file cannot be read, or has no prompt.
+        SightlineError: the file cannot be read, is a whole JSON, or has no prompt.
     """
+    if path.suffix.lower() == ".json":
+        raise SightlineError(f"{path} is JSON; write an object a line and name it {path.stem}.jsonl")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -79,13 +82,10 @@ def read_prompts(path: Path) -> tuple[list[Row], list[BadRow]]:
         raise SightlineError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
     rows: list[Row] = []
     bad: list[BadRow] = []
-    taken: dict[str, int] = {}
     structured = path.suffix.lower() in (".jsonl", ".ndjson")
     for number, (line, words) in enumerate(_lines(text, comments=not structured), 1):
         try:
-            row = _row(line, number, json.loads(words) if structured else {"prompt": words})
-            _claim(row, taken)
-            rows.append(row)
+            rows.append(_row(line, number, json.loads(words) if structured else {"prompt": words}))
         except UsageError as error:
             bad.append(BadRow(line, str(error)))
         except (ValueError, RecursionError) as error:
@@ -156,13 +156,8 @@ def _row(line: int, number: int, given: Any) -> Row:
 def _name(name: Any, number: int, prompt: str) -> str:
     if name is None:
         return f"{number:04d}-{slug(prompt)}"
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w .+=@-]{0,99}", name) or name != name.strip(" ."):
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w .+=@-]*", name) or name != name.strip(" ."):
         raise UsageError(f"name {name!r} is no plain file name; take letters, digits, '.', '-' and '_'")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise UsageError(f"name {name[:20]!r}... has {len(name.encode())} bytes; take up to {_LONGEST_NAME}")
     return name
-
-
-def _claim(row: Row, taken: dict[str, int]) -> None:
-    # Some file systems do not tell capitals apart.
-    first = taken.setdefault(row.name.lower(), row.line)
-    if first != row.line:
-        raise UsageError(f"name {row.name!r} is that of line {first} too; give another")
