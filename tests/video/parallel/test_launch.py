@@ -106,6 +106,8 @@ def test_every_process_needs_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert "there are 2 processes on this machine and 1 npu device; start one process a device" in refused(
         2, 1, "npu"
     )
+    monkeypatch.delenv("LOCAL_RANK")
+    assert "LOCAL_RANK is not set, so every process would take the same card" in refused(2, 1, "npu")
 
 
 @pytest.mark.parametrize(("kind", "backend"), [("cuda", "nccl"), ("npu", "hccl"), ("cpu", "gloo")])

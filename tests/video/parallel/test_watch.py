@@ -148,6 +148,16 @@ def test_without_a_death_the_first_sure_failure_is_told(doubtful: bool) -> None:
         line.close()
 
 
+def test_a_rank_that_dies_with_its_error_unsaid_is_spoken_for() -> None:
+    first, second, third = lines = connect(3)
+    second.send({"say": "failed", "sentence": "no memory", "code": 1, "doubtful": False})
+    second.close()
+    assert third.receive() == [{"do": "be quiet", "code": 1}]
+    assert first.receive() == [{"do": "speak", "text": "rank 1: no memory"}]
+    for line in lines:
+        line.close()
+
+
 @pytest.mark.parametrize(
     ("error", "follows"),
     [

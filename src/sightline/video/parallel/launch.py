@@ -113,6 +113,10 @@ def _accelerator(device: Any) -> Accelerator:
             f"takes its own"
         )
     accelerator = find(name)
+    if accelerator.kind != "cpu" and here > 1 and not os.environ.get("LOCAL_RANK"):
+        raise UsageError(
+            "LOCAL_RANK is not set, so every process would take the same card; start with torchrun, which sets it"
+        )
     if accelerator.kind != "cpu" and accelerator.count() < here:
         raise UsageError(
             f"there are {here} processes on this machine and {accelerator.count()} "

@@ -183,7 +183,11 @@ class Lookout(threading.Thread):
         failure = self._failures[cause]
         alike = [each.sentence == failure.sentence for each in self._failures.values()]
         alone = not (len(alike) == self.size and all(alike))
-        self._end(cause if alone else 0, failure.code, {"do": "speak", "alone": alone})
+        speaker, speech = cause if alone else 0, {"do": "speak", "alone": alone}
+        if speaker not in self._lines:  # it died with its error unsaid, as a library's threads can make it
+            speaker = min(self._lines)
+            speech = {"do": "speak", "text": f"rank {cause}: {failure.sentence}"}
+        self._end(speaker, failure.code, speech)
         return True
 
     def _end(self, speaker: int, code: int, speech: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sightline.errors import SightlineError
+from sightline.errors import SightlineError, first_line
 from sightline.video.parallel.lookout import Line, Lookout, gone
 from sightline.video.parallel.signals import Signals
 
@@ -236,7 +236,7 @@ def _exit_code(error: BaseException) -> int:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return str(error) if isinstance(error, SightlineError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, SightlineError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _is_of_connection(error: BaseException) -> bool:
