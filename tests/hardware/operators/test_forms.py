@@ -11,6 +11,7 @@ from npu_dense_operators import DenseTorchNpu
 
 from sightline.hardware.operators import forms
 from sightline.hardware.operators.norms import rms_norm
+from sightline.hardware.operators.rotary import rotary_position_embedding
 
 
 def test_a_wrong_operator_is_not_used_and_a_warning_says_so(
@@ -38,6 +39,25 @@ def test_a_form_is_tried_once_for_each_dtype_and_options(torch_npu: DenseTorchNp
     assert len(torch_npu.calls) == 2 * (1 + 3)
     rms_norm(torch.randn(4, 48), eps=1e-5)
     assert torch_npu.calls[-2:] == [("rms_norm", 1e-5)] * 2
+
+
+def test_a_form_is_tried_in_the_dtypes_of_the_call(
+    torch_npu: DenseTorchNpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As Wan calls it: tokens in bfloat16, angles in float32, in which the operator then computes."""
+    real = torch_npu.npu_rotary_mul
+
+    def wrong_in_float32(x: torch.Tensor, *others: Any) -> torch.Tensor:
+        return real(x, *others) + (1 if x.dtype == torch.float32 else 0)
+
+    monkeypatch.setattr(torch_npu, "npu_rotary_mul", wrong_in_float32)
+    x, angles = torch.randn(1, 6, 2, 16).bfloat16(), torch.randn(1, 6, 1, 16)
+    narrow = rotary_position_embedding(x, angles.cos().bfloat16(), angles.sin().bfloat16())
+    assert narrow.dtype == torch.bfloat16
+    assert caplog.text == ""
+    given = rotary_position_embedding(x, angles.cos(), angles.sin())
+    assert torch.equal(given, rotary_position_embedding(x, angles.cos(), angles.sin(), fused=False))
+    assert "rotary_position_embedding on cpu runs unfused" in caplog.text
 
 
 def test_a_compiler_that_fails_leaves_the_definition(

@@ -29,7 +29,8 @@ class Operator:
     Attributes:
         plain: the definition.
         npu: the same by torch_npu.
-        sample: small tensors of a device and a dtype on which a form is tried with the options of the call.
+        sample: small tensors of a device and a dtype, as many as a call has. On these, in the dtypes of the call and
+            without those that it leaves out, a form is tried with the options of the call.
         compiled: whether torch.compile may fuse the definition on CUDA; no where torch has one kernel for it.
     """
 
@@ -44,7 +45,8 @@ class Operator:
         # Inside a compiled model the definition is fused with what stands around it.
         if not fused or torch.compiler.is_compiling() or kind_of(first) not in ("cuda", "npu"):
             return self.plain(*tensors, **options)
-        form = _chosen(self, kind_of(first), first.device, first.dtype, tuple(sorted(options.items())))
+        dtypes = tuple(None if tensor is None else tensor.dtype for tensor in tensors)
+        form = _chosen(self, kind_of(first), first.device, dtypes, tuple(sorted(options.items())))
         return form(*tensors, **options)
 
 
@@ -58,13 +60,15 @@ def _chosen(
     operator: Operator,
     kind: str,
     device: torch.device,
-    dtype: torch.dtype,
+    dtypes: tuple[torch.dtype | None, ...],
     options: tuple[tuple[str, Any], ...],
 ) -> Form:
     if kind == "cuda" and not operator.compiled:
         return operator.plain
     form = _compiled(operator.plain) if kind == "cuda" else operator.npu
-    tensors = operator.sample(device, dtype)
+    dtype = dtypes[0] or torch.float32
+    sample = operator.sample(device, dtype)
+    tensors = [None if of is None else tensor.to(of) for tensor, of in zip(sample, dtypes, strict=True)]
     named = dict(options)
     with torch.no_grad():
         expected = operator.plain(*tensors, **named)
