@@ -147,7 +147,7 @@ def test_a_video_is_made_again_from_its_json(typed: Typed, place: Path) -> None:
     assert again.load["operators"] is False
     # What is given counts more.
     assert typed("--from", "a.json", "-o", "c.mp4", "--seed", "8", "--prompt", "a dog", model=False) == 0
-    assert "the same frames" not in typed.err
+    assert "another video than a.json says: prompt ('a cat', here 'a dog'); seed (7, here 8)" in typed.err
     assert (Record.read("c.json").request.seed, Record.read("c.json").request.prompt) == (8, "a dog")
 
 
@@ -257,6 +257,8 @@ def test_without_diffusers_it_says_what_to_install(typed: Typed, monkeypatch: py
     ("arguments", "code", "message"),
     [
         ("", 2, "there is nothing to show; give --prompt, --prompts or --from"),
+        ("--prompt=", 2, "--prompt is empty; say what the video shall show"),
+        ("--prompt a -o caf\udce9.mp4", 2, "--output is not UTF-8 text at character 3"),
         ("--prompt a --size 832", 2, "size '832' is not WIDTHxHEIGHT, such as 832x480"),
         ("--prompt a --size 30x16", 2, "width must be a multiple of 8 for this model, not 30; take 24 or 32"),
         ("--prompt a --frames 6", 2, "frames must be 4n + 1 for this model, not 6; take 5 or 9"),
@@ -279,7 +281,7 @@ def test_without_diffusers_it_says_what_to_install(typed: Typed, monkeypatch: py
         ),
         ("--prompt a --end-step 3", 2, "--end-step says how a cache works; give --use-attentioncache or"),
         (
-            "--prompt a --steps 9 --use-attentioncache",
+            "--prompt a --size 32x16 --steps 9 --use-attentioncache",
             2,
             "the step cache takes nothing in 9 steps of 3 blocks: a step after --start-step 12, up to --end-step 37",
         ),
@@ -293,6 +295,11 @@ def test_without_diffusers_it_says_what_to_install(typed: Typed, monkeypatch: py
         ("--prompts absent.txt -o out", 1, "cannot read absent.txt: No such file or directory"),
         ("--prompt a --num-videos 2", 2, "--num-videos is for a file of --prompts"),
         ("--from absent.json", 1, "cannot read absent.json: No such file or directory"),
+        (
+            "--from plan.json",
+            1,
+            "plan.json is no record of a video: schema must be 'sightline-video', not 'x'",
+        ),
         (
             "--prompt a --task i2v-14B",
             2,
@@ -313,10 +320,11 @@ def test_what_is_wrong_is_one_sentence(
     typed: Typed, place: Path, arguments: str, code: int, message: str
 ) -> None:
     Path("p.txt").write_text("a\n")
+    Path("plan.json").write_text('{"schema": "x"}')
     assert typed("--device", "cpu", *arguments.split()) == code
     assert message in typed.err
     assert typed.err.count("error: ") == 1
-    assert names(place) == ["p.txt"]
+    assert names(place) == ["p.txt", "plan.json"]
 
 
 def test_one_frame_is_a_picture_and_several_are_none(

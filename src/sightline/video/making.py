@@ -78,9 +78,9 @@ class Maker:
 
     def order_for(self, request: Request) -> Order:
         """The same for a whole request."""
-        self.pipeline.components.defaults.check(request)
-        setting = self.pipeline.setting(request)
         plan = self.plan_for(request)
+        self.pipeline.check(request, plan)
+        setting = self.pipeline.setting(request)
         if plan is not None:
             plan.setting.require(setting, anyway=self.plan_anyway)
         return Order(request, setting, plan)

@@ -156,6 +156,21 @@ class VideoPipeline:
             versions={"torch": torch.__version__, "diffusers": diffusers.__version__},
         )
 
+    def check(self, request: Request, plan: Plan | None = None) -> None:
+        """Refuse what this model, or these cards together, cannot generate; nothing is computed for it.
+
+        Raises:
+            UsageError: a size that the model does not have, or one that leaves a card without work.
+            SightlineError: the plan needs what another card holds.
+        """
+        self.components.defaults.check(request)
+        self.layout.check_branches(request.branches)
+        if self.vae_parallel:
+            factor = self.components.vae.config.scale_factor_spatial
+            check_strips(request.width // factor, request.height // factor, self.layout.world)
+        if plan is not None:
+            guidance.check_plan(plan, self.layout)
+
     def encode(self, request: Request) -> dict[str, Tensor]:
         """The texts of the branches, [1, L, D] each in the transformer's dtype, as `WanPipeline` pads them."""
         texts = {"cond": request.prompt, "uncond": request.negative_prompt}
@@ -270,11 +285,7 @@ class VideoPipeline:
                 f"{next(iter(settings))} is given beside a whole request, which has its own; change the request"
             )
         request = prompt if isinstance(prompt, Request) else self.request(prompt, **settings)
-        self.components.defaults.check(request)
-        if self.vae_parallel:
-            factor = self.components.vae.config.scale_factor_spatial
-            check_strips(request.width // factor, request.height // factor, self.layout.world)
-        self.layout.check_branches(request.branches)
+        self.check(request, plan)
         setting = self.setting(request)
         agree.require_same(self.layout, agree.facts(request, setting, plan))
         cache = None if plan is None else self._cache(plan, setting, plan_anyway)
@@ -292,7 +303,6 @@ class VideoPipeline:
         differences = plan.setting.require(setting, whose=name, anyway=anyway)
         if differences:
             note(f"warning: {name} was found for another generation: {'; '.join(differences)}")
-        guidance.check_plan(plan, self.layout)
         both = len(self.layout.branches) > 1 and setting.guidance is not None and setting.guidance > 1
         return StepCache(plan, share=both)
 

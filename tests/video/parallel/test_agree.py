@@ -11,6 +11,7 @@ from wan_folder import make_wan_folder
 
 from sightline.errors import SightlineError, UsageError
 from sightline.video.builders import fixed_interval
+from sightline.video.making import Maker
 from sightline.video.parallel import agree
 from sightline.video.parallel.layout import Layout
 from sightline.video.pipeline import VideoPipeline
@@ -61,5 +62,8 @@ def test_the_pipeline_compares_and_refuses_before_it_computes(
     assert seen == [(pipeline.layout, "7")]
     with pytest.raises(UsageError, match="--cfg-size 1, or a guidance scale above 1"):
         pipeline.generate(replace(REQUEST, guidance=1.0))
+    # A row of a batch is one of its failures, not its end.
+    with pytest.raises(UsageError, match="--cfg-size 1, or a guidance scale above 1"):
+        Maker(pipeline, {}, lambda request: None).order_for(replace(REQUEST, guidance=1.0))
     with pytest.raises(UsageError, match="2 heads cannot be spread over 3 ranks"):
         VideoPipeline.load(folder, dtype="fp32", device="cpu", layout=Layout(world=3, ulysses=3))

@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.cli.video import theirs
@@ -61,9 +62,11 @@ def check_usage(given: Mapping[str, Any], record: Record | None) -> None:
     from sightline.video.prompts import check_text
     from sightline.video.writing.formats import SUFFIXES
 
-    for name in ("prompt", "negative_prompt"):
-        if given[name] is not None:
-            check_text(given[name], f"--{name.replace('_', '-')}")
+    for name, value in given.items():
+        if isinstance(value, (str, Path)):
+            check_text(str(value), f"--{name.replace('_', '-')}")
+    if given["prompt"] is not None and not given["prompt"].strip():
+        raise UsageError("--prompt is empty; say what the video shall show")
     if given["prompts"] is not None:
         if given["prompt"] is not None or record is not None:
             raise UsageError("--prompts brings its own prompts; leave --prompt and --from out")
@@ -109,9 +112,7 @@ def make_maker(
     begun = time.monotonic()
     parallel = {"processes": layout.world, "ulysses": layout.ulysses, "cfg": layout.cfg}
     options = dict(load)
-    if layout.world == 1:
-        options.pop("vae_parallel", None)
-    if layout.world == 1 and given["vae_parallel"]:
+    if layout.world == 1 and options.pop("vae_parallel", None) and given["vae_parallel"]:
         note("--vae-parallel changes nothing: this is one process; start several with torchrun")
     with Waiting("loading the model"):
         pipeline = VideoPipeline.load(**options, layout=layout if layout.world > 1 else None)

@@ -118,7 +118,7 @@ def command(
 
 
 def _generate(given: dict[str, Any], voice: Voice) -> None:
-    from sightline.video.parallel.launch import joined, leads
+    from sightline.video.parallel.launch import joined
     from sightline.video.parallel.watch import watched
     from sightline.video.prompts import read_prompts
     from sightline.video.writing.record import Record
@@ -128,11 +128,11 @@ def _generate(given: dict[str, Any], voice: Voice) -> None:
     load = load_options(given, record)
     check_usage(given, record)
     rows, bad = read_prompts(given["prompts"]) if given["prompts"] is not None else ([], [])
-    if given["output"] is not None and given["prompts"] is None and leads():
-        _check_target(given, given["output"])
     sizes = sizes_of(given, record)
     with joined(*sizes, load.get("device")) as layout, watched(layout):
         voice.settled = True
+        if given["output"] is not None and given["prompts"] is None and layout.leads:
+            _check_target(given, given["output"])  # before the model is loaded
         maker = make_maker(given, record, load, layout)
         if given["prompts"] is None:
             _one(given, maker, record, settings)
@@ -222,7 +222,7 @@ def _order(given: Mapping[str, Any], maker: Maker, record: Record | None, settin
 
     settings = as_said(maker.pipeline.layout, settings)
     if record is None:
-        return maker.order(given["prompt"] or _BUILT_IN_PROMPT, **settings)
+        return maker.order(_BUILT_IN_PROMPT if given["prompt"] is None else given["prompt"], **settings)
     said = {} if given["prompt"] is None else {"prompt": given["prompt"]}
     order = maker.order_for(Request(**(record.request.to_json() | settings | said)))
     if record.setting.weights not in (None, order.setting.weights):
@@ -235,7 +235,9 @@ def _order(given: Mapping[str, Any], maker: Maker, record: Record | None, settin
 
 def _compare(record: Record, made: Record, order: Order, maker: Maker, path: Path) -> None:
     """Say whether a video that was to be the same is."""
-    if record.differences(order.request, order.setting, maker.load, order.plan):
+    other = record.differences(order.request, order.setting, maker.load, order.plan, maker.parts)
+    if other:
+        note(f"another video than {path} says: {'; '.join(other)}")
         return
     if made.frames_sha256 == record.frames_sha256:
         note(f"the same frames as {path} says, bit for bit")

@@ -117,7 +117,7 @@ BlockCache = Annotated[
     bool, _option("--block-cache", help="Take a range of blocks from earlier steps instead.")
 ]
 StartStep = Annotated[
-    int | None, _option("--start-step", min=0, help="The last step before any is taken; 12 without.")
+    int | None, _option("--start-step", min=0, help="Up to this step all are computed; 12 without.")
 ]
 Interval = Annotated[
     int | None,
@@ -125,18 +125,24 @@ Interval = Annotated[
         "--attentioncache-interval",
         "--cache-interval",
         min=1,
-        help="From there on, every so many steps are computed; 4 without.",
+        help="Behind it, one step of so many is computed; 4 without.",
     ),
 ]
-EndStep = Annotated[int | None, _option("--end-step", min=0, help="The last step that is taken; 37 without.")]
-BlockStart = Annotated[int | None, _option("--block-start", min=0, help="First block that is taken.")]
-BlockEnd = Annotated[int | None, _option("--block-end", min=1, help="The first block that no longer is.")]
+EndStep = Annotated[
+    int | None, _option("--end-step", min=0, help="Behind this step all are computed; 37 without.")
+]
+BlockStart = Annotated[
+    int | None, _option("--block-start", min=0, help="First block of the range; 0 without.")
+]
+BlockEnd = Annotated[
+    int | None, _option("--block-end", min=1, help="The block behind the range; none without.")
+]
 
 # Several cards.
 _panel = "Several cards, under torchrun"
 Ulysses = Annotated[
     int | None,
-    _option("--ulysses-size", min=1, help="Cards that share each branch's tokens, under torchrun."),
+    _option("--ulysses-size", min=1, help="Cards that share each branch's tokens."),
 ]
 Cfg = Annotated[int | None, _option("--cfg-size", min=1, help="2: guidance branches on two groups of cards.")]
 VaeParallel = Annotated[bool | None, _option("--vae-parallel/--no-vae-parallel", help="Decode on all cards.")]
