@@ -227,3 +227,8 @@ def test_a_file_of_another_form_is_refused(fits: Any, message: str) -> None:
     data = json.loads(json.dumps(plan({"cond": "CF"}, {"cond": {1: [Term("cond", 0, 1.0)]}}).to_json()))
     with pytest.raises(UsageError, match=message):
         Plan.from_json(data | {"fits": fits})
+
+
+def test_fits_of_a_branch_that_does_not_exist() -> None:
+    with pytest.raises(UsageError, match="'both' is no branch; the branches are cond and uncond"):
+        Plan(Setting(steps=2), {"cond": {OUTPUT: (Action.COMPUTE,) * 2}}, fits={"both": {OUTPUT: {}}})

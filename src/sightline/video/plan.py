@@ -89,9 +89,10 @@ class Plan:
         if type(self.order) is not int or not 1 <= self.order <= MOST_ORDER:
             raise UsageError(f"order must be a whole number from 1 to {MOST_ORDER}, not {self.order!r}")
         self._check_times()
-        for branch, sites in self.actions.items():
+        for branch in (*self.actions, *self.fits):
             if branch not in BRANCHES:
                 raise UsageError(f"{branch!r} is no branch; the branches are {' and '.join(BRANCHES)}")
+        for branch, sites in self.actions.items():
             self._check_sites(branch, sites)
             try:
                 self.directives(branch)
