@@ -96,16 +96,16 @@ class PretendedRunner:
                 see(step, given)
         return x, seconds
 
-    def probe(self, subject: Subject) -> ProbeRecord:
-        products = Products(self.steps, len(BRANCHES), WINDOW)
+    def probe(self, subject: Subject, steps: int) -> ProbeRecord:
+        products = Products(steps, len(BRANCHES), WINDOW)
         final, _ = self.loop(
             None,
             subject,
-            self.steps,
+            steps,
             lambda step, given: products.add(step, [given[each].numpy() for each in BRANCHES]),
         )
-        moved = np.full((2, LONGEST, self.steps, BLOCKS, BLOCKS), np.nan)
-        attended = np.full((2, LONGEST, self.steps, BLOCKS), np.nan)
+        moved = np.full((2, LONGEST, steps, BLOCKS, BLOCKS), np.nan)
+        attended = np.full((2, LONGEST, steps, BLOCKS), np.nan)
         for gap in range(1, LONGEST + 1):
             moved[:, gap - 1, gap:] = gap**2 * np.eye(BLOCKS)
             attended[:, gap - 1, gap:] = float(gap)
@@ -113,10 +113,10 @@ class PretendedRunner:
             outputs=products.table,
             blocks=moved,
             attention=attended,
-            sigmas=self.sigmas(self.steps),
+            sigmas=self.sigmas(steps),
             final=np.array([float(final.square().mean())]),
             call_seconds=np.full(2, CALL),
-            rest_seconds=np.array([REST * self.steps]),
+            rest_seconds=np.array([REST * steps]),
             block_seconds=np.full(BLOCKS, 0.5 / BLOCKS),
             attention_seconds=np.full(BLOCKS, 0.2 / BLOCKS),
         )

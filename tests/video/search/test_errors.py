@@ -30,7 +30,7 @@ def vectors() -> dict[tuple[str, int], np.ndarray]:
 
 @pytest.fixture(scope="module")
 def errors() -> Errors:
-    return Errors((PretendedRunner().probe(SUBJECT),), GUIDANCE, np.ones(12))
+    return Errors((PretendedRunner().probe(SUBJECT, 12),), GUIDANCE, np.ones(12))
 
 
 def test_the_error_of_a_guided_prediction_is_that_of_the_vectors(vectors: dict, errors: Errors) -> None:  # type: ignore[type-arg]
@@ -85,7 +85,7 @@ def test_values_outside_of_the_window_are_unknown() -> None:
 def test_old_values_are_left_out_of_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretended_search, "WINDOW", 21)
     runner = PretendedRunner(steps=40)
-    errors = Errors((runner.probe(SUBJECT),), GUIDANCE, np.ones(40))
+    errors = Errors((runner.probe(SUBJECT, 40),), GUIDANCE, np.ones(40))
     found = predict(errors, "fitted", 3, 0.01, 39, (39, 30, 10), (30, 20, 2))
     assert {step for _, step in found["uncond"]} == {39, 30, 20}
 
@@ -139,10 +139,10 @@ def test_predicted_errors_order_drafts_as_real_ones_do(errors: Errors) -> None:
 def test_seconds_are_those_of_the_calls() -> None:
     runner = PretendedRunner()
     exact = runner.run(None, SUBJECT).denoise
-    costs = Costs.of(runner.probe(SUBJECT), exact)
+    costs = Costs.of(runner.probe(SUBJECT, 12), exact)
     assert costs.exact() == pytest.approx(exact)
     draft = Draft((0, 2, 4, 6, 8, 10), (0, 4, 8))
-    errors = Errors((runner.probe(SUBJECT),), GUIDANCE, np.ones(12))
+    errors = Errors((runner.probe(SUBJECT, 12),), GUIDANCE, np.ones(12))
     assert costs.of_draft(draft) == pytest.approx(
         runner.run(make_plan(errors, draft, runner.setting()), SUBJECT).denoise
     )

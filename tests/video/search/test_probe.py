@@ -32,7 +32,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> PipelineRunner:
 
 @pytest.fixture(scope="module")
 def record(runner: PipelineRunner) -> ProbeRecord:
-    return runner.probe(SUBJECT)
+    return runner.probe(SUBJECT, STEPS)
 
 
 def test_it_records_the_products_of_what_the_branches_gave(
@@ -98,7 +98,7 @@ def test_predicted_errors_order_plans_as_the_real_model_does(
     measure = Measure(runner, State(tmp_path / "state", {}))
     guidance = measure.setting.guidance
     assert guidance is not None
-    errors = measured_growth(measure, SUBJECT, Errors((record,), guidance, np.ones(STEPS)))
+    errors, _ = measured_growth(measure, SUBJECT, Errors((record,), guidance, np.ones(STEPS)))
     assert not np.allclose(errors.growth, 1)
     random = np.random.default_rng(1)
     predicted, real = [], []

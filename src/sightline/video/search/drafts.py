@@ -29,6 +29,7 @@ class Draft:
         memory: computed steps that a fit or extrapolation looks back on.
         noise: of a fit, see `Errors.fit`.
         site: what is kept; fits and extrapolations are of the output.
+        steps: of the solver; 0 is as many as were asked for.
         family, name: of tables and plots.
     """
 
@@ -38,6 +39,7 @@ class Draft:
     memory: int = 2
     noise: float = 0.01
     site: str = "output"
+    steps: int = 0
     family: str = field(default="searched plan", compare=False)
     name: str = field(default="", compare=False)
 
@@ -55,6 +57,7 @@ class Draft:
             "memory": self.memory,
             "noise": self.noise,
             "site": self.site,
+            "steps": self.steps,
         }
 
     def calls(self) -> dict[str, int]:
@@ -119,9 +122,15 @@ def predicted_error(errors: Errors, draft: Draft) -> float:
 
 
 def make_plan(errors: Errors, draft: Draft, setting: Setting) -> Plan:
-    """The plan of a draft, with the weights that the probes give."""
+    """The plan of a draft, with the weights that the probes give; without actions where nothing is skipped.
+
+    Args:
+        errors, setting: of as many steps as the draft has.
+    """
     site = Site.parse(draft.site)
     branches = errors.branches
+    if all(set(range(setting.steps)) <= set(each) for each in (draft.cond, draft.uncond)[: len(branches)]):
+        return Plan(setting, name=draft.name)
     computed = {"cond": draft.cond, "uncond": draft.uncond}
     if draft.way == "reused":
         parts = [masked(setting, site, computed[branch], branches=[branch]) for branch in branches]

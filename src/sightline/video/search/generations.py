@@ -52,8 +52,8 @@ class PipelineRunner:
         self.pipeline.accelerator.synchronize()
         return Generation(latents.cpu(), text_seconds, time.perf_counter() - begun)
 
-    def probe(self, subject: Subject) -> ProbeRecord:
-        request = self.request(subject)
+    def probe(self, subject: Subject, steps: int) -> ProbeRecord:
+        request = replace(self.request(subject), steps=steps)
         texts, _ = self._encoded(request)
         transformer = self.pipeline.components.transformer
         probe = Probe(

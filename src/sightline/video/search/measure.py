@@ -54,8 +54,8 @@ class Runner(Protocol):
     def run(self, plan: Plan | None, subject: Subject) -> Generation:
         """One generation; exact without a plan. A plan of fewer steps than the setting's is generated with those."""
 
-    def probe(self, subject: Subject) -> ProbeRecord:
-        """One exact generation, looked at."""
+    def probe(self, subject: Subject, steps: int) -> ProbeRecord:
+        """One generation of so many steps that skips nothing, looked at."""
 
     def decode(self, latents: Tensor) -> tuple[Tensor, float]:
         """Frames [F, 3, H, W] in [0, 1] and the seconds that took."""
@@ -115,12 +115,13 @@ class Measure:
         self._frames.move_to_end(subject)
         return self._frames[subject]
 
-    def probe(self, subject: Subject) -> ProbeRecord:
-        arrays = self.state.get_arrays("probe", subject.key())
+    def probe(self, subject: Subject, steps: int) -> ProbeRecord:
+        key = [*subject.key(), steps]
+        arrays = self.state.get_arrays("probe", key)
         if arrays is None:
             self.on_run()
-            record = self.runner.probe(subject)
-            self.state.put_arrays("probe", subject.key(), record.arrays())
+            record = self.runner.probe(subject, steps)
+            self.state.put_arrays("probe", key, record.arrays())
             return record
         return ProbeRecord.from_arrays(arrays)
 

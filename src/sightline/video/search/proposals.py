@@ -1,8 +1,8 @@
-"""Drafts worth running: for each speed the shortest paths through the probes' errors, in several forms."""
+"""Drafts worth running: for each speed the shortest paths through the probes' errors, on several numbers of steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from sightline.video.search.costs import Costs
 from sightline.video.search.drafts import Draft, contribution, guided, predicted_error, uncond_of
 from sightline.video.search.errors import Errors
+from sightline.video.search.levels import Level, Levels
 from sightline.video.search.moves import neighbours
 from sightline.video.search.paths import Cost, History, best_paths
 from sightline.video.search.record import LONGEST
@@ -17,62 +18,98 @@ from sightline.video.sites import OUTPUT, Kind, Site
 
 NOISE = 0.01
 LONGEST_UNCOND = 9  # it may rest longer beside a computed cond; two gaps of it are within the probe's window
-SCHEDULES = 6  # of cond alone that are thinned for uncond
-CLIMBERS, CLIMBS = 2, 8  # drafts of a speed that are improved by prediction, and changes to each at most
-SPLITS = 2  # of the best shares between the branches that are raced
+SCHEDULES = 4  # of cond alone that are thinned for uncond
+CLIMBERS, CLIMBS = 1, 8  # drafts of a level that are improved by prediction, and changes to each at most
+KEPT = 2  # drafts of a level
+RACED = 4  # fitted drafts of a speed, of all levels
+
+
+def proposed(
+    levels: Levels, speeds: Sequence[float], wanted: float, gains: Mapping[str, float]
+) -> list[Draft]:
+    """What is worth racing: for each speed-up of the denoising loop what promises the best PSNR on any number of
+    steps, and every number of steps with nothing skipped.
+
+    Args:
+        wanted: the speed-up at which the other kinds of drafts are tried as well.
+        gains: see `Proposer`.
+    """
+    exact = levels.asked.costs.exact()
+    proposers = {levels.asked.steps: Proposer(levels.asked, gains)}
+    found: dict[Draft, None] = {}
+    for speed in speeds:
+        drafts: list[Draft] = []
+        for level in (levels.asked, *levels.fewer(speed)):
+            proposer = proposers.setdefault(level.steps, Proposer(level, {}))
+            drafts += proposer.fits(exact / speed, exact)
+            if level is not levels.asked:
+                found.setdefault(level.whole())
+        drafts.sort(key=lambda draft: -levels.of(draft).psnr(draft))
+        found.update(dict.fromkeys(drafts[:RACED]))
+    found.update(dict.fromkeys(proposers[levels.asked.steps].others(exact / wanted)))
+    return list(found)
 
 
 class Proposer:
-    """Drafts from errors and costs.
+    """Drafts of one level.
 
     Args:
-        errors: of the probes.
-        costs: seconds by kind of call.
-        gains: by site, how much of a change that is reused too late arrives in the velocity, relative to the change.
+        gains: by site, how much of a change that is reused too late arrives in the velocity, relative to the change;
+            empty leaves the sites out.
     """
 
-    def __init__(self, errors: Errors, costs: Costs, gains: Mapping[str, float]) -> None:
-        self.errors, self.costs, self.gains = errors, costs, gains
+    def __init__(self, level: Level, gains: Mapping[str, float]) -> None:
+        self.level, self.errors, self.costs, self.gains = level, level.errors, level.costs, gains
+        self._schedules: dict[Hashable, dict[int, Draft]] = {}
 
-    def drafts(self, speeds: Iterable[float]) -> list[Draft]:
-        """What is worth racing for these speed-ups of the denoising loop, without repetition."""
-        found: dict[Draft, None] = {}
-        for speed in speeds:
-            seconds = self.costs.exact() / speed
-            drafts = [*self._together(seconds), *self._apart(seconds)]
-            fits = sorted(
-                (draft for draft in drafts if draft.way == "fitted"),
-                key=lambda draft: predicted_error(self.errors, draft),
-            )
-            climbed = [self.climbed(draft) for draft in fits[:CLIMBERS]]
-            for draft in (*climbed, *drafts, *self._sites(seconds)):
-                found.setdefault(named(draft))
-        return list(found)
+    def fits(self, seconds: float, exact: float) -> list[Draft]:
+        """Fitted drafts that take so many seconds, the best by prediction first, at most `KEPT`.
 
-    def joint(self, way: str, memory: int, form: str, counts: Sequence[int]) -> dict[int, Draft]:
+        Args:
+            exact: seconds of the exact run; a level that takes fewer than asked for without skipping has none.
+        """
+        if not self.costs.exact() > seconds * (1 + 1e-9) or not exact > seconds:
+            return []
+        drafts = [*self._together(seconds), *self._apart(seconds)]
+        drafts.sort(key=self.level.error)
+        climbed = [self.climbed(draft) for draft in drafts[:CLIMBERS]]
+        best = sorted(dict.fromkeys((*climbed, *drafts)), key=self.level.error)
+        return best[:KEPT]
+
+    def others(self, seconds: float) -> list[Draft]:
+        """What is no fit: extrapolated, reused, and of the sites."""
+        count = min(self.costs.most(seconds), self.errors.steps)
+        kinds = (("extrapolated", 2), ("extrapolated", 3), ("reused", 1)) if count >= 1 else ()
+        found = [self.joint(way, memory, "sum").get(count) for way, memory in kinds]
+        return [draft for draft in found if draft is not None] + self._sites(seconds)
+
+    def joint(self, way: str, memory: int, form: str) -> dict[int, Draft]:
         """Both branches compute the same steps: the best for each number of them."""
-        cost = self._joint_cost(way, memory)
-        paths = best_paths(self.errors.steps, cost, memory=memory, longest=LONGEST, form=form, counts=counts)
-        both = guided(self.errors)
-        return {
-            count: Draft(path.steps, uncond_of(path.steps, both), way, memory, NOISE)
-            for count, path in paths.items()
-        }
+        key = (way, memory, form)
+        if key not in self._schedules:
+            cost = self._joint_cost(way, memory)
+            paths = best_paths(self.errors.steps, cost, memory=memory, longest=LONGEST, form=form)
+            both = guided(self.errors)
+            self._schedules[key] = {
+                count: self._draft(path.steps, uncond_of(path.steps, both), way, memory)
+                for count, path in paths.items()
+            }
+        return self._schedules[key]
 
-    def thinned(self, cond: Sequence[int], memory: int, counts: Sequence[int]) -> dict[int, Draft]:
-        """`cond` computes these steps, `uncond` only so many of them: the best for each number."""
-        errors = self.errors
+    def thinned(self, cond: tuple[int, ...], memory: int) -> dict[int, Draft]:
+        """`cond` computes these steps, `uncond` fewer of them: the best for each number."""
+        errors, key = self.errors, (cond, memory)
+        if key not in self._schedules:
 
-        def cost(history: History, step: int) -> float:
-            last = tuple(each for each in reversed(cond) if each <= step)
-            return contribution(errors, "fitted", memory, NOISE, step, last, history)
+            def cost(history: History, step: int) -> float:
+                last = tuple(each for each in reversed(cond) if each <= step)
+                return contribution(errors, "fitted", memory, NOISE, step, last, history)
 
-        paths = best_paths(
-            errors.steps, cost, memory=memory, longest=LONGEST_UNCOND, allowed=cond, counts=counts
-        )
-        return {
-            count: Draft(tuple(cond), path.steps, "fitted", memory, NOISE) for count, path in paths.items()
-        }
+            paths = best_paths(errors.steps, cost, memory=memory, longest=LONGEST_UNCOND, allowed=cond)
+            self._schedules[key] = {
+                count: self._draft(cond, path.steps, "fitted", memory) for count, path in paths.items()
+            }
+        return self._schedules[key]
 
     def climbed(self, draft: Draft) -> Draft:
         """Small changes that cost no more seconds, as long as they lower the predicted error: shortest paths add up
@@ -97,36 +134,37 @@ class Proposer:
         if count not in paths:
             return None
         steps = paths[count].steps
-        return Draft(steps, uncond_of(steps, guided(self.errors)), "reused", 1, site=str(site))
+        return self._draft(steps, uncond_of(steps, guided(self.errors)), "reused", 1, str(site))
+
+    def _draft(
+        self, cond: tuple[int, ...], uncond: tuple[int, ...], way: str, memory: int, site: str = "output"
+    ) -> Draft:
+        return Draft(cond, uncond, way, memory, NOISE, site, self.errors.steps)
 
     def _together(self, seconds: float) -> list[Draft]:
         count = min(self.costs.most(seconds), self.errors.steps)
-        if count < 1:
-            return []
-        kinds = [("fitted", memory, form) for memory in (1, 2, 3) for form in ("sum", "worst")]
-        kinds += [("extrapolated", 2, "sum"), ("extrapolated", 3, "sum"), ("reused", 1, "sum")]
-        found = [self.joint(way, memory, form, [count]) for way, memory, form in kinds]
-        return [drafts[count] for drafts in found if count in drafts]
+        kinds = [(memory, "sum") for memory in (1, 2)] + [(2, "worst")] if count >= 1 else []
+        found = [self.joint("fitted", memory, form).get(count) for memory, form in kinds]
+        return [draft for draft in found if draft is not None]
 
     def _apart(self, seconds: float) -> list[Draft]:
-        """The best ways to split the seconds: fewer steps without the prompt pay for more with it."""
+        """The best ways to split the seconds: fewer steps without the prompt pay for more with it, up to all."""
         if not guided(self.errors):
             return []
         cond, uncond = self.costs.call["cond"], self.costs.call["uncond"]
         left = seconds - self.costs.rest
         least = max(self.costs.most(seconds), 1)
         most = min(int((left - uncond) / cond + 1e-9), self.errors.steps)
-        found: list[Draft] = []
-        counts = (
-            sorted({round(each) for each in np.linspace(least + 1, most, SCHEDULES)}) if most > least else []
-        )
-        for memory in (1, 2):
-            schedules = self.joint("fitted", memory, "sum", counts)
-            for count, draft in schedules.items():
-                others = int((left - count * cond) / uncond + 1e-9)
-                found += self.thinned(draft.cond, memory, [others]).values()
-        found.sort(key=lambda draft: predicted_error(self.errors, draft))
-        return found[:SPLITS]
+        found: list[Draft | None] = []
+        if most <= least:
+            return []
+        for count in sorted({round(each) for each in np.linspace(least + 1, most, SCHEDULES)}):
+            others = int((left - count * cond) / uncond + 1e-9)
+            for memory in (1, 2):
+                schedule = self.joint("fitted", memory, "sum").get(count)
+                if schedule is not None:
+                    found.append(self.thinned(schedule.cond, memory).get(others))
+        return [draft for draft in found if draft is not None]
 
     def _sites(self, seconds: float) -> list[Draft]:
         found: list[Draft] = []
@@ -187,14 +225,22 @@ def choose_sites(errors: Errors, costs: Costs, *, ranges: int = 2) -> list[Site]
     return [*found, Site(Kind.ATTENTION, 0, count)]
 
 
-def named(draft: Draft) -> Draft:
-    """With a name that says what it does."""
+def named(draft: Draft, asked: int) -> Draft:
+    """With a name that says what it does.
+
+    Args:
+        asked: the number of steps that need not be told.
+    """
     if draft.name:
         return draft
     cond, uncond = len(draft.cond), len(draft.uncond)
+    steps = draft.steps or asked
+    if cond == steps and uncond in (0, cond):
+        return replace(draft, name=f"{steps} steps")
     calls = f"{cond}" if uncond in (0, cond) else f"{cond}+{uncond}"
     how = {"fitted": f"fit {draft.memory}", "extrapolated": f"line {draft.memory - 1}", "reused": "reuse"}[
         draft.way
     ]
     where = "" if draft.site == str(OUTPUT) else f" {draft.site}"
-    return replace(draft, name=f"{how}{where} {calls}")
+    few = "" if steps == asked else f" of {steps}"
+    return replace(draft, name=f"{how}{where} {calls}{few}")

@@ -1,9 +1,12 @@
-"""The race: candidates really run, all of them on one prompt, the better half on more, until few have run on all."""
+"""The race: candidates really run, all of them on one prompt, the better half on more, until few have run on all.
+
+What decides is the PSNR that was measured; predictions only said what takes part.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,9 +15,6 @@ from sightline.video.search.drafts import Draft
 from sightline.video.search.goal import Goal, Result, Trial
 from sightline.video.search.measure import Measure, Subject
 from sightline.video.sites import Action
-
-FEWEST = 4  # candidates that are not halved further
-
 
 Timings = dict[Hashable, list[Trial]]  # of all trials of a search, by the calls that their plans make
 
@@ -28,8 +28,10 @@ class Entry:
 
     Attributes:
         timings: of the whole search.
+        predicted: relative latent error.
         family: of tables and plots.
-        draft: what it was made from; None for a baseline, which stays in the race to its end.
+        draft: what it was made from; None for a rule.
+        baseline: it stays in the race to its end, to be compared with.
         trials: by subject.
     """
 
@@ -38,6 +40,7 @@ class Entry:
     timings: Timings
     draft: Draft | None = None
     predicted: float | None = None
+    baseline: bool = False
     trials: dict[Subject, Trial] = field(default_factory=dict)
 
     @property
@@ -73,21 +76,16 @@ def run_race(
     Returns:
         The searched candidates that ran on all of them.
     """
-    first = subjects[0]
-    alive = [entry for entry in entries if entry.draft is not None]
-    for entry in entries:
-        entry.run(measure, first, decode=False)
-    # What is both slower and further off than others is not worth decoding.
-    alive = _better(alive, goal, lambda entry: entry.trials[first].latent_error)
+    alive = [entry for entry in entries if not entry.baseline]
     done = 0
     for count in rungs(len(subjects)):
         for subject in subjects[done:count]:
             for entry in entries:
-                if entry.draft is None or entry in alive:
+                if entry.baseline or any(entry is each for each in alive):
                     entry.run(measure, subject)
         done = count
         if count < len(subjects):
-            alive = _better(alive, goal, lambda entry: -entry.result().psnr)
+            alive = _better(alive, goal)
     return alive
 
 
@@ -99,12 +97,12 @@ def rungs(subjects: int) -> list[int]:
     return found
 
 
-def generations(candidates: int, baselines: int, subjects: int) -> int:
+def generations(candidates: int, baselines: int, subjects: int, goal: Goal) -> int:
     """How many generations with plans a race takes."""
     total = candidates + baselines
-    alive, done = _half(candidates), 1
+    alive, done = candidates, 1
     for count in rungs(subjects)[1:]:
-        alive = _half(alive)
+        alive = _half(alive, len(goal.targets()))
         total += (alive + baselines) * (count - done)
         done = count
     return total
@@ -123,36 +121,19 @@ def front(entries: Sequence[Entry]) -> list[Entry]:
     return found
 
 
-def _half(count: int) -> int:
-    return max(math.ceil(count / 2), min(count, FEWEST))
+def _half(count: int, fewest: int) -> int:
+    return max(math.ceil(count / 2), min(count, fewest))
 
 
-def _better(entries: list[Entry], goal: Goal, badness: Callable[[Entry], float]) -> list[Entry]:
-    """The better half: layer by layer of the front of seconds and badness, of the last layer what is nearest to the
-    goal."""
-    wanted = _half(len(entries))
+def _better(entries: list[Entry], goal: Goal) -> list[Entry]:
+    """The better half by what was measured: for the goal and for each speed in turn the best that is left."""
+    targets = goal.targets()
+    wanted = _half(len(entries), len(targets))
+    left = [(entry.result(), entry) for entry in entries]
     kept: list[Entry] = []
-    for layer in _layers(entries, badness):
-        room = wanted - len(kept)
-        if room <= 0:
-            break
-        kept += sorted(layer, key=lambda entry: _distance(goal, entry.result()))[:room]
-    return [entry for entry in entries if entry in kept]
-
-
-def _distance(goal: Goal, result: Result) -> float:
-    return result.latent_error if math.isnan(result.psnr) and goal.budget is None else goal.distance(result)
-
-
-def _layers(entries: Sequence[Entry], badness: Callable[[Entry], float]) -> Iterator[list[Entry]]:
-    left = [(entry.result().seconds, badness(entry), entry) for entry in entries]
-    while left:
-        layer = [
-            each
-            for each in left
-            if not any(
-                other[0] <= each[0] and other[1] <= each[1] and other[:2] != each[:2] for other in left
-            )
-        ]
-        yield [entry for _, _, entry in layer]
-        left = [each for each in left if each not in layer]
+    while len(kept) < wanted:
+        for target in targets[: wanted - len(kept)]:
+            best = max(left, key=lambda each: target.key(each[0]))
+            left.remove(best)
+            kept.append(best[1])
+    return [entry for entry in entries if any(entry is each for each in kept)]

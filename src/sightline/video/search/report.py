@@ -10,6 +10,7 @@ from typing import Any
 
 from sightline.files import read_object, write_json
 from sightline.video.prompts import slug
+from sightline.video.search.baselines import FEWER
 from sightline.video.search.goal import Result
 from sightline.video.search.measure import Measure, Subject
 from sightline.video.search.race import Entry
@@ -33,15 +34,14 @@ def write_report(found: Found, folder: Path, measure: Measure, fps: int) -> None
     if done.exists() and (folder / "report.html").exists() and read_object(done) == data:
         return
     for entry in found.front:
-        if entry.plan.actions:
-            with_evidence(entry).plan.save(folder / "plans" / f"{_file(entry)}.json")
+        with_evidence(entry).plan.save(folder / "plans" / f"{_file(entry)}.json")
     with_evidence(found.chosen).plan.save(folder / "plans" / f"{_file(found.chosen)}.json")
     with_evidence(found.chosen).plan.save(folder / "best.json")
     rows = [
         Row(
             entry.name,
             entry.family,
-            "ours" if entry.draft is not None else "baseline",
+            "baseline" if entry.baseline or entry.family == FEWER else "ours",
             result.seconds,
             result.psnr,
         )
@@ -81,16 +81,14 @@ def to_json(found: Found) -> dict[str, Any]:
 def table(found: Found) -> list[str]:
     """Lines for a terminal: what ran on every prompt, fastest first; `*` is on the front, `>` was chosen."""
     lines = [
-        f"  {'plan':<30}{'seconds':>9}{'faster':>8}{'calls':>8}{'PSNR worst':>12}{'median':>8}{'SSIM':>7}"
+        f"  {'plan':<30}{'seconds':>9}{'faster':>8}{'steps':>7}{'calls':>7}{'PSNR worst':>12}{'median':>8}{'SSIM':>7}"
         f"{'HaarPSI':>9}{'flicker':>9}"
     ]
     for entry, result in sorted(_complete(found), key=lambda each: each[1].seconds):
         mark = ">" if entry is found.chosen else "*" if entry in found.front else " "
-        lines.append(_line(f"{mark} {entry.name}", result, sum(calls(entry).values())))
+        lines.append(_line(f"{mark} {entry.name}", result, entry))
     if found.holdout is not None:
-        lines.append(
-            _line("  chosen, on what was held out", found.holdout, sum(calls(found.chosen).values()))
-        )
+        lines.append(_line("  chosen, on what was held out", found.holdout, found.chosen))
     return lines
 
 
@@ -107,15 +105,16 @@ def conclusion(found: Found) -> str:
             f" (held out: {found.holdout.speed:.2f} times at {found.holdout.psnr:.1f} dB in the worst of "
             f"{found.holdout.trials})"
         )
+    name = f"{found.chosen.name} ({found.chosen.plan.steps} steps, {sum(calls(found.chosen).values())} calls)"
     if found.reached:
-        return f"{found.chosen.name}: {what}"
-    return f"no plan is {found.task.goal}; the nearest is {found.chosen.name}: {what}"
+        return f"{name}: {what}"
+    return f"no plan is {found.task.goal}; the nearest is {name}: {what}"
 
 
-def _line(name: str, result: Result, count: float) -> str:
-    measures = result.fidelity
+def _line(name: str, result: Result, entry: Entry) -> str:
+    measures, count = result.fidelity, sum(calls(entry).values())
     return (
-        f"{name:<32}{result.seconds:>9.3g}{result.speed:>7.2f}x{count:>8g}{result.psnr:>12.2f}"
+        f"{name:<32}{result.seconds:>9.3g}{result.speed:>7.2f}x{entry.plan.steps:>7}{count:>7g}{result.psnr:>12.2f}"
         f"{result.psnr_median:>8.2f}{measures['ssim']:>7.3f}{measures['haarpsi']:>9.3f}{measures['flicker']:>9.3f}"
     )
 
@@ -124,7 +123,7 @@ def _candidate(entry: Entry, found: Found) -> dict[str, Any]:
     data: dict[str, Any] = {
         "name": entry.name,
         "family": entry.family,
-        "searched": entry.draft is not None,
+        "searched": not entry.baseline,
         "front": entry in found.front,
         "steps": entry.plan.steps,
         "calls": calls(entry),
@@ -166,7 +165,7 @@ def _rivals(found: Found) -> Sequence[Entry]:
     wanted = found.chosen.result().seconds
     nearest: dict[str, Entry] = {}
     for entry, result in _complete(found):
-        if entry.draft is None and entry is not found.chosen:
+        if entry.baseline and entry is not found.chosen:
             other = nearest.get(entry.family)
             if other is None or abs(result.seconds - wanted) < abs(other.result().seconds - wanted):
                 nearest[entry.family] = entry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,21 +13,22 @@ import numpy as np
 from sightline.errors import UsageError
 from sightline.progress import Progress, duration, note
 from sightline.video.plan import Evidence
-from sightline.video.search.baselines import baselines
+from sightline.video.search.baselines import FEWER, baselines
 from sightline.video.search.calibrate import measured_gains, measured_growth, skipped_steps
 from sightline.video.search.costs import Costs
-from sightline.video.search.drafts import Draft, make_plan, predicted_error
+from sightline.video.search.drafts import Draft
 from sightline.video.search.errors import Errors
 from sightline.video.search.goal import Goal, Result
+from sightline.video.search.levels import FEWEST_STEPS, PROBED, Level, Levels, ladder
 from sightline.video.search.measure import ALTERNATE, Measure, Runner, Subject, identity_of
-from sightline.video.search.proposals import Proposer, choose_sites, named
+from sightline.video.search.proposals import RACED, choose_sites, named, proposed
 from sightline.video.search.race import Entry, Timings, front, generations, run_race
-from sightline.video.search.refine import TRIES, refine
+from sightline.video.search.refine import Refinement, tries
 from sightline.video.search.state import State
+from sightline.video.setting import Setting
 from sightline.video.sites import BRANCHES, Site
 
-FEWEST_STEPS = 4
-VERSION = 1  # of what decides a search's course; records of another are not gone on with
+VERSION = 2  # of what decides a search's course; records of another are not gone on with
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,18 @@ def identity(task: Task, runner: Runner) -> dict[str, Any]:
 
 def estimate(task: Task, measure: Measure, seconds: float) -> int:
     """How many generations it takes at most, told with how long that may be."""
-    subjects, candidates, known = len(task.subjects), 11 * len(task.goal.speeds()), 10
-    calibration = len(skipped_steps(measure.setting.steps)) + 4
-    raced = generations(candidates, known, subjects) + task.rounds * TRIES * subjects
-    total = 2 * subjects + calibration + raced + raced // ALTERNATE + 2 * len(task.holdout) + 4
+    subjects, known, steps = len(task.subjects), 10, measure.setting.steps
+    fewer = ladder(steps)
+    candidates = RACED * len(task.goal.speeds()) + len(fewer) + 6
+    before = 2 * subjects + len(skipped_steps(steps)) + 4 + PROBED * len(fewer)
+    raced = generations(candidates, known, subjects, task.goal)
+    # Most changes fail on the first prompt that they run on; near numbers of steps are probed as well.
+    refined = tries(task.goal, task.rounds) * min(subjects, 3) + task.rounds * 2 * (PROBED + 1)
+    total = before + raced + refined + (raced + refined) // ALTERNATE + 2 * len(task.holdout) + 4
+    minutes = (before + raced * 5 / 4) * seconds * 0.6 + min(refined * seconds * 0.7, task.minutes * 60)
     note(
-        f"a generation takes {duration(seconds)} here; up to {total} of them, most of them faster: "
-        f"{duration(total * seconds * 0.6)} or less. It can be interrupted and goes on where it was"
+        f"a generation takes {duration(seconds)} here; up to {total} of them, most of them faster: {duration(minutes)} "
+        f"or less. It can be interrupted and goes on where it was; fewer prompts and less --minutes make it shorter"
     )
     return total
 
@@ -142,57 +149,27 @@ def estimate(task: Task, measure: Measure, seconds: float) -> int:
 def _search(task: Task, measure: Measure) -> Found:
     for subject in task.subjects:
         measure.exact(subject)
-    records = tuple(measure.probe(subject) for subject in task.subjects)
-    first = task.subjects[0]
-    guidance = measure.setting.guidance or 1.0
-    errors = Errors(records, guidance, np.ones(measure.setting.steps))
-    exact = float(np.median([measure.exact(subject)["denoise"] for subject in task.subjects]))
-    costs = Costs.of(records[0], exact)
-    errors = measured_growth(measure, first, errors)
-    gains = measured_gains(measure, first, errors, choose_sites(errors, costs))
-    proposer = Proposer(errors, costs, gains)
-
-    names: dict[str, int] = {}
+    levels, gains = _calibrated(task, measure)
     timings: Timings = {}
-
-    def enter(draft: Draft) -> Entry:
-        draft = named(draft)
-        names[draft.name] = names.get(draft.name, 0) + 1
-        number = names[draft.name]
-        draft = replace(draft, name=draft.name if number == 1 else f"{draft.name} #{number}")
-        predicted = predicted_error(errors, draft) if draft.site == "output" else None
-        return Entry(make_plan(errors, draft, measure.setting), draft.family, timings, draft, predicted)
-
-    proposed = [enter(draft) for draft in proposer.drafts(task.goal.speeds())]
-    # Several ways to a plan may end in the same one: a line that nowhere is nearer than reuse, say.
-    entries = list({json.dumps(identity_of(entry.plan)): entry for entry in reversed(proposed)}.values())[
-        ::-1
-    ]
-    entries += [
-        Entry(plan, family, timings)
-        for family, plan in baselines(measure.setting, task.goal, errors.branches, records[0].block_count)
-    ]
-    finalists = run_race(entries, task.subjects, measure, task.goal)
-    if finalists:
-        winner = max(finalists, key=lambda entry: task.goal.key(entry.result()))
-        known = {entry.draft for entry in entries if entry.draft is not None}
-        winner, tried = refine(
-            winner,
-            task.subjects,
-            measure,
+    entries = [
+        Entry(plan, family, timings, levels[plan.steps].whole() if family == FEWER else None, baseline=True)
+        for family, plan in baselines(
+            measure.setting,
             task.goal,
-            errors,
-            costs,
-            enter,
-            rounds=task.rounds,
-            seconds=task.minutes * 60,
-            known=known,
+            levels.asked.errors.branches,
+            levels.asked.errors.records[0].block_count,
         )
-        entries += tried
+    ]
+    enter = _Entering(levels, timings, measure.setting, entries)
+    wanted = task.goal.budget or 2.0
+    drafts = proposed(levels, task.goal.speeds(), wanted, gains)
+    entries += [entry for entry in map(enter, drafts) if entry is not None]
+    run_race(entries, task.subjects, measure, task.goal)
+    known = {entry.draft for entry in entries if entry.draft is not None}
+    limit = measure.spent + task.minutes * 60
+    Refinement(entries, task.subjects, measure, levels, enter, limit, known).run(task.goal, task.rounds)
     complete = [entry for entry in entries if len(entry.trials) == len(task.subjects)]
-    # A plan of fewer steps is none of this setting; it is chosen by asking for fewer steps.
-    usable = [entry for entry in complete if entry.plan.steps == measure.setting.steps]
-    chosen = max(usable, key=lambda entry: task.goal.key(entry.result()))
+    chosen = max(complete, key=lambda entry: task.goal.key(entry.result()))
     holdout = None
     if task.holdout:
         holdout = Result.of([measure.trial(chosen.plan, subject) for subject in task.holdout])
@@ -205,6 +182,42 @@ def _search(task: Task, measure: Measure) -> Found:
         holdout=holdout,
         exact=_exact(complete),
     )
+
+
+def _calibrated(task: Task, measure: Measure) -> tuple[Levels, dict[str, float]]:
+    """The asked steps' level with its growth measured, and the gains of sites."""
+    first, steps = task.subjects[0], measure.setting.steps
+    records = tuple(measure.probe(subject, steps) for subject in task.subjects[:PROBED])
+    errors = Errors(records, measure.setting.guidance or 1.0, np.ones(steps))
+    exact = float(np.median([measure.exact(subject)["denoise"] for subject in task.subjects]))
+    costs = Costs.of(records[0], exact)
+    errors, offset = measured_growth(measure, first, errors)
+    gains = measured_gains(measure, first, errors, choose_sites(errors, costs))
+    return Levels(measure, task.subjects, Level(errors, costs, 0.0, offset)), gains
+
+
+class _Entering:
+    """Makes entries of drafts, each plan once: several ways may lead to the same one."""
+
+    def __init__(self, levels: Levels, timings: Timings, setting: Setting, entries: Sequence[Entry]) -> None:
+        self.levels, self.timings, self.setting = levels, timings, setting
+        self.seen = {json.dumps(identity_of(entry.plan)) for entry in entries}
+        self.names = Counter(entry.name for entry in entries)
+
+    def __call__(self, draft: Draft) -> Entry | None:
+        level, draft = self.levels.of(draft), named(draft, self.setting.steps)
+        plan = level.plan(draft, self.setting)
+        key = json.dumps(identity_of(plan))
+        if key in self.seen or (not plan.actions and plan.steps == self.setting.steps):
+            return None
+        self.seen.add(key)
+        self.names[draft.name] += 1
+        number = self.names[draft.name]
+        if number > 1:
+            draft = replace(draft, name=f"{draft.name} #{number}")
+            plan = replace(plan, name=draft.name)
+        predicted = level.error(draft) if draft.site == "output" else None
+        return Entry(plan, draft.family if plan.actions else FEWER, self.timings, draft, predicted)
 
 
 def with_evidence(entry: Entry) -> Entry:
