@@ -339,6 +339,15 @@ def test_one_frame_is_a_picture_and_several_are_none(
     assert names(place) == ["a.json", "a.png"]
 
 
+@pytest.mark.parametrize("wrong", ["--steps=0", "--scheduler=ddim", "--plan=absent.json"])
+def test_what_no_model_has_is_seen_before_one_is_loaded(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    monkeypatch.setattr(VideoPipeline, "load", None)
+    assert typed("--prompt", "a", wrong) in (1, 2)
+    assert wrong[2:].partition("=")[2] in typed.err
+
+
 def test_what_is_there_is_seen_before_the_model_is_loaded(
     typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

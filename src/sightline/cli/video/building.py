@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sightline.video.making import Maker, PlanFor
     from sightline.video.parallel.layout import Layout
     from sightline.video.pipeline import VideoPipeline
+    from sightline.video.plan import Plan
     from sightline.video.request import Request
     from sightline.video.writing.record import Record
 
@@ -26,7 +27,12 @@ _CACHE = {"step_start": 12, "step_interval": 4, "step_end": 37}  # MindIE's defa
 
 
 def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request that the command line sets."""
+    """The fields of a request that the command line sets.
+
+    Raises:
+        UsageError: one that is out of range for any model.
+    """
+    from sightline.video.request import Request
     from sightline.video.size import parse_size
 
     names = ("negative_prompt", "frames", "steps", "guidance", "shift", "scheduler", "seed", "fps")
@@ -35,6 +41,17 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
         settings["width"], settings["height"] = parse_size(given["size"])
     if settings.get("seed", 0) < 0:
         settings["seed"] = random.SystemRandom().randrange(2**31)
+    # What no model has is refused before one is loaded: with anything for what is not said.
+    unsaid: dict[str, Any] = {
+        "prompt": "-",
+        "width": 1,
+        "height": 1,
+        "frames": 1,
+        "steps": 1,
+        "guidance": 1.0,
+        "shift": 1.0,
+    }
+    Request(**(unsaid | settings))
     return settings
 
 
@@ -108,7 +125,13 @@ def make_maker(
 ) -> Maker:
     from sightline.video.making import Maker
     from sightline.video.pipeline import VideoPipeline
+    from sightline.video.plan import Plan
 
+    # Read before the model is loaded, which may take minutes.
+    plan = None if given["plan"] is None else Plan.load(given["plan"])
+    anyway = given["plan_anyway"]
+    if plan is None and record is not None:
+        plan, anyway = record.plan, anyway or record.plan_anyway
     begun = time.monotonic()
     parallel = {"processes": layout.world, "ulysses": layout.ulysses, "cfg": layout.cfg}
     options = dict(load)
@@ -121,8 +144,8 @@ def make_maker(
     return Maker(
         pipeline,
         {**load, "dtype": str(pipeline.components.dtype).removeprefix("torch.")},
-        _plan_for(given, record, pipeline),
-        plan_anyway=given["plan_anyway"] or (record is not None and record.plan_anyway),
+        _plan_for(given, plan, pipeline),
+        plan_anyway=anyway,
         quality=given["crf"],
         save_frames=given["save_frames"],
         overwrite=given["overwrite"],
@@ -132,17 +155,12 @@ def make_maker(
     )
 
 
-def _plan_for(given: Mapping[str, Any], record: Record | None, pipeline: VideoPipeline) -> PlanFor:
-    """What gives the step cache's plan of a request."""
+def _plan_for(given: Mapping[str, Any], plan: Plan | None, pipeline: VideoPipeline) -> PlanFor:
+    """What gives the step cache's plan of a request: `plan`, or what the options of a cache say."""
     from sightline.video.config import CacheConfig
-    from sightline.video.plan import Plan
 
-    if given["plan"] is not None:
-        plan = Plan.load(given["plan"])
-        return lambda request: plan
     if not (given["use_attentioncache"] or given["block_cache"]):
-        kept = None if record is None else record.plan
-        return lambda request: kept
+        return lambda request: plan
     told = {
         "step_start": given["start_step"],
         "step_interval": given["attentioncache_interval"],
