@@ -1,6 +1,6 @@
 """Ask the model for clips and read what they show, with a reader that never sees the prompt.
 
-    python examples/tiny-wan/exam.py runs/tiny-wan --clips 120
+    python examples/tiny-wan/exam.py runs/tiny-wan --clips 80
 
 Single digits: every digit with every direction in turn. Two digits: only combinations that no training clip showed.
 Seeds count up from `--seed`. The same reader is held against real clips of MNIST's test digits, which is the best that
@@ -137,7 +137,7 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path, help="folder of the training, where the reader is kept")
     parser.add_argument("--model", type=Path, default=None, help="default: the packaged one")
-    parser.add_argument("--clips", type=int, default=120, help="of one digit, and as many of two")
+    parser.add_argument("--clips", type=int, default=80, help="of one digit, and as many of two")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=SPEC.steps)
     parser.add_argument("--guidance", type=float, default=SPEC.guidance)

@@ -8,7 +8,7 @@ from clips import DIGITS, DIRECTIONS
 
 CHANNELS = 16  # of a latent, as in Wan2.1
 TEXT_WIDTH = 128
-SHIFT = 3.0  # of the noise levels, at training and at sampling
+SHIFT = 5.0  # of the noise levels, at training and at sampling
 WORDS = [
     "a",
     "an",

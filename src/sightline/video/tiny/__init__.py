@@ -21,8 +21,8 @@ class TinyWan:
     frames: int = 17
     fps: int = 8
     steps: int = 30
-    guidance: float = 3.0
-    shift: float = 3.0  # of the noise levels, as at training
+    guidance: float = 6.0
+    shift: float = 5.0  # of the noise levels, as at training
     text_length: int = 32  # WanPipeline's max_sequence_length; 512, its default, works too and takes longer
     scheduler: str = "unipc"
     negative_prompt: str = ""
@@ -30,8 +30,6 @@ class TinyWan:
 
 
 PROMPT = "a three moving left and a seven moving up"
-
-
 SPEC = TinyWan()
 
 
