@@ -215,6 +215,15 @@ def test_a_plan_is_used_and_refused_where_it_does_not_fit(typed: Typed) -> None:
     assert "bit for bit" in typed.err
 
 
+def test_the_steps_are_those_of_the_plan_where_none_are_given(typed: Typed) -> None:
+    fixed_interval(Setting(steps=3), 2).save("fewer.json")
+    unsaid = [word for word in SMALL if word not in ("--sample_steps", "4")]
+    assert typed("--prompt", "a cat", *unsaid, "-o", "a.mp4", "--plan", "fewer.json") == 0
+    assert Record.read("a.json").request.steps == 3
+    assert typed("--prompt", "a cat", *SMALL, "-o", "b.mp4", "--plan", "fewer.json") == 1
+    assert "steps (3, here 4)" in typed.err
+
+
 def test_a_batch(typed: Typed, place: Path) -> None:
     Path("p.jsonl").write_text('{"prompt": "a cat", "seed": 4}\n{"prompt": "b", "size": "30x16"}\nx\n')
     assert typed("--prompts", "p.jsonl", "-o", "out", *SMALL, "--num-videos", "2") == 1

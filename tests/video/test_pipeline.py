@@ -107,6 +107,13 @@ def test_a_plan_does_what_it_says(plain: VideoPipeline) -> None:
     assert torch.equal(plain.generate(request).latents, expected.latents)
 
 
+def test_the_steps_are_those_of_the_plan_where_none_are_given(plain: VideoPipeline) -> None:
+    request = plain.request("a three", **(SIZE | {"steps": 2}))
+    plan = exact(plain.setting(request))
+    unsaid = {name: value for name, value in SIZE.items() if name != "steps"}
+    assert plain.generate("a three", plan=plan, **unsaid).request.steps == 2
+
+
 def test_a_plan_for_something_else_is_refused_unless_asked(
     plain: VideoPipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -270,7 +270,8 @@ class VideoPipeline:
 
         Args:
             prompt: what it shall show, or a whole request.
-            plan: of the step cache; refused if it was found for another generation.
+            plan: of the step cache; refused if it was found for another generation. Its number of steps is taken
+                where none is given.
             plan_anyway: use it all the same, with a warning of what differs.
             texts: as `encode` gave them, where many were encoded at once.
             settings: fields of `Request`, where it is not given whole.
@@ -284,6 +285,8 @@ class VideoPipeline:
             raise UsageError(
                 f"{next(iter(settings))} is given beside a whole request, which has its own; change the request"
             )
+        if plan is not None and settings.get("steps") is None:
+            settings["steps"] = plan.steps
         request = prompt if isinstance(prompt, Request) else self.request(prompt, **settings)
         self.check(request, plan)
         setting = self.setting(request)

@@ -55,6 +55,15 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def plan_steps(given: Mapping[str, Any]) -> dict[str, int]:
+    """The number of steps of `--plan`, where `--sample-steps` does not say one: a search may take fewer."""
+    from sightline.video.plan import Plan
+
+    if given["plan"] is None or given["steps"] is not None:
+        return {}
+    return {"steps": Plan.load(given["plan"]).steps}
+
+
 def load_options(given: Mapping[str, Any], record: Record | None) -> dict[str, Any]:
     """Options of `VideoPipeline.load`, the record's where the command line has none."""
     load = {} if record is None else dict(record.load)

@@ -14,7 +14,14 @@ from typer.core import TyperCommand
 
 from sightline.cli.video import options as ours
 from sightline.cli.video import theirs
-from sightline.cli.video.building import check_usage, load_options, make_maker, settings_of, sizes_of
+from sightline.cli.video.building import (
+    check_usage,
+    load_options,
+    make_maker,
+    plan_steps,
+    settings_of,
+    sizes_of,
+)
 from sightline.cli.video.showing import Generation, Voice, hold_back, one_voice, summary
 from sightline.errors import SightlineError
 from sightline.progress import Progress, duration, note
@@ -127,6 +134,7 @@ def _generate(given: dict[str, Any], voice: Voice) -> None:
     settings = settings_of(given)
     load = load_options(given, record)
     check_usage(given, record)
+    settings |= plan_steps(given)
     rows, bad = read_prompts(given["prompts"]) if given["prompts"] is not None else ([], [])
     sizes = sizes_of(given, record)
     with joined(*sizes, load.get("device")) as layout, watched(layout):
