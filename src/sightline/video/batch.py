@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sightline.errors import SightlineError
 from sightline.files import only_user, replacing
 from sightline.progress import note
-from sightline.video.making import Maker, Order, as_said
+from sightline.video.making import Maker, Order
+from sightline.video.parallel.agree import as_said
 from sightline.video.prompts import BadRow, Row
 from sightline.video.writing.record import Record
 from sightline.video.writing.save import check_target, made, remove_leftovers

@@ -20,7 +20,6 @@ from sightline.video.writing.save import save
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sightline.video.parallel.layout import Layout
     from sightline.video.pipeline import OnStep, VideoPipeline
 
 PlanFor = Callable[[Request], "Plan | None"]
@@ -152,14 +151,3 @@ class Maker:
     def writes(self) -> bool:
         """Whether this process writes for all."""
         return self.pipeline.layout.leads
-
-
-def as_said(layout: Layout, value: Any) -> Any:
-    """What rank 0 has as this value, on every rank."""
-    if layout.world == 1:
-        return value
-    import torch.distributed as dist
-
-    said = [value]
-    dist.broadcast_object_list(said, src=0, group=layout.everyone)
-    return said[0]

@@ -148,6 +148,12 @@ def test_what_cannot_be_is_refused_on_every_rank_alike(
         assert all(part in found["refusals"][case] for part in parts), found["refusals"][case]
 
 
+def test_what_the_first_of_a_group_knows_all_of_it_are_told(world: World) -> None:
+    for found in world:
+        assert found["said"] == {name: LAYOUTS[name][0][0] for name in found["said"]}
+    assert world[3]["said"]["CFG2"] == 2
+
+
 def test_shares_differ_by_one_and_the_first_hold_more() -> None:
     assert shares(10, 4) == (3, 3, 2, 2)
     assert shares(32760, 4) == (8190,) * 4

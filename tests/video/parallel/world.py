@@ -23,7 +23,7 @@ from sightline.errors import SightlineError
 from sightline.video.attach import attached
 from sightline.video.builders import exact, fixed_interval, uncond_only
 from sightline.video.cache import StepCache
-from sightline.video.parallel.agree import require_same
+from sightline.video.parallel.agree import as_said, require_same
 from sightline.video.parallel.exchange import Exchange
 from sightline.video.parallel.launch import joined
 from sightline.video.parallel.layout import Layout, arranged
@@ -175,6 +175,7 @@ def work(rank: int) -> dict[str, Any]:
     found["times of tokens"] = times_of_tokens(layouts["U4"])
     found["compiled"] = compiled(layouts["U4"])
     found["refusals"] = refusals(rank, layouts["U4"])
+    found["said"] = {name: as_said(layout, rank) for name, layout in layouts.items()}
     found["branches"] = {name: layout.branches for name, layout in layouts.items()}
     return found
 

@@ -171,7 +171,7 @@ def _many(
     given: dict[str, Any], maker: Maker, rows: list[Row], bad: list[BadRow], settings: dict[str, Any]
 ) -> None:
     from sightline.video.batch import run_batch
-    from sightline.video.making import as_said
+    from sightline.video.parallel.agree import as_said
 
     begun = time.monotonic()
     settings = as_said(maker.pipeline.layout, settings)
@@ -225,7 +225,7 @@ def _order(given: Mapping[str, Any], maker: Maker, record: Record | None, settin
     Raises:
         SightlineError: the model's weights are not those of the record.
     """
-    from sightline.video.making import as_said
+    from sightline.video.parallel.agree import as_said
     from sightline.video.request import Request
 
     settings = as_said(maker.pipeline.layout, settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sightline.errors import SightlineError
 from sightline.progress import Progress, duration, set_quiet, size
+from sightline.video.parallel.launch import leads
 
 if TYPE_CHECKING:
     from sightline.video.denoise import Step
@@ -95,7 +95,7 @@ def one_voice() -> Iterator[Voice]:
     them, and say it only if rank 0 goes on.
     """
     voice = Voice()
-    if os.environ.get("RANK", "0") == "0":
+    if leads():
         yield voice
         return
     set_quiet()
@@ -109,7 +109,7 @@ def one_voice() -> Iterator[Voice]:
 
 def hold_back() -> None:
     """Wait with an error, on other ranks than the first, until torchrun has ended them for the same error there."""
-    if os.environ.get("RANK", "0") != "0":
+    if not leads():
         time.sleep(_PATIENCE)
 
 

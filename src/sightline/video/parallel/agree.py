@@ -1,4 +1,4 @@
-"""Whether every rank is about to generate the same, before any of them waits for another in the middle of it."""
+"""Ranks that say the same: what rank 0 knows for all, and whether all are about to generate the same video."""
 
 from __future__ import annotations
 
@@ -46,6 +46,19 @@ def require_same(layout: Layout, facts: Mapping[str, str]) -> None:
     raise SightlineError(
         f"the ranks are not asked for the same video: {said}; start every rank with the same model, options and plan"
     )
+
+
+def as_said(layout: Layout, value: Any) -> Any:
+    """What rank 0 of a layout has as this value, on every rank of it."""
+    if layout.world == 1:
+        return value
+    import torch.distributed as dist
+
+    group = layout.everyone or dist.group.WORLD
+    assert group is not None
+    said = [value]
+    dist.broadcast_object_list(said, src=dist.get_global_rank(group, 0), group=group)
+    return said[0]
 
 
 def _told(name: str, values: Sequence[str]) -> str:

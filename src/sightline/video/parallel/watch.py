@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sightline.errors import SightlineError, first_line
+from sightline.video.parallel.agree import as_said
 from sightline.video.parallel.lookout import Line, Lookout, gone
 from sightline.video.parallel.signals import Signals
 
@@ -83,8 +84,8 @@ class _Watch:
         lookout = Lookout(layout.world, token) if layout.rank == 0 else None
         if lookout is not None:
             lookout.start()
-        port, token, hosts, self._first = _broadcast(
-            (lookout.port if lookout else 0, token, _hosts(), _name()), layout
+        port, token, hosts, self._first = as_said(
+            layout, (lookout.port if lookout else 0, token, _hosts(), _name())
         )
         self._line, self._heard = _reach(
             hosts, port, {"token": token, "rank": self.rank, "name": _name()}, self.rank
@@ -173,16 +174,6 @@ class _Watch:
         if not self._known and self.rank == 1:
             self.say(gone(0, self._first, self.world))
         _leave(self._code)
-
-
-def _broadcast(value: tuple[int, str, list[str], str], layout: Layout) -> tuple[int, str, list[str], str]:
-    import torch.distributed as dist
-
-    group = layout.everyone or dist.group.WORLD
-    assert group is not None
-    values = [value]
-    dist.broadcast_object_list(values, src=dist.get_global_rank(group, 0), group=group)
-    return values[0]
 
 
 def _hosts() -> list[str]:
