@@ -1,7 +1,7 @@
 """Train the autoencoder on crops of moving digits.
 
-    python examples/tiny-wan/autoencoder.py runs/tiny-wan --minutes 18
-    python examples/tiny-wan/autoencoder.py runs/tiny-wan --minutes 15 --decoder
+    python examples/tiny-wan/autoencoder.py runs/tiny-wan --minutes 13
+    python examples/tiny-wan/autoencoder.py runs/tiny-wan --minutes 10 --decoder --rate 5e-4
 
 Writes `OUT/vae.safetensors` (the averaged weights) and goes on from `OUT/vae.state.safetensors` when it is there. With
 `--decoder` it goes on with the decoder alone: the latents stay what they are, so this may run beside the denoiser's
@@ -147,7 +147,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=float, default=13)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

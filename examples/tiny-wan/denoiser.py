@@ -1,6 +1,6 @@
 """Train the transformer and its text encoder, together, on the encoded clips.
 
-    python examples/tiny-wan/denoiser.py runs/tiny-wan --minutes 60
+    python examples/tiny-wan/denoiser.py runs/tiny-wan --minutes 50 --compile
 
 Flow matching as Wan's: x = (1 - s) clip + s noise, and the transformer tells noise - clip from x, 1000 s and the text.
 Writes the averaged weights to `OUT/transformer.safetensors` and `OUT/text_encoder.safetensors`, and goes on from

@@ -45,6 +45,7 @@ def load_state(
     """(steps done, seconds spent) after loading everything in place; (0, 0.0) when there is no such file."""
     if not state.is_file():
         return 0, 0.0
+    fused = bool(optimizer.defaults.get("fused"))  # then the count of steps is where the weights are
     with safe_open(state, "pt") as file:
         metadata = file.metadata()
         for name, parameter in averaged.named_parameters():
@@ -54,7 +55,9 @@ def load_state(
             if not parameter.requires_grad:
                 continue
             optimizer.state[parameter] = {
-                key: file.get_tensor(f"{key}.{name}").to("cpu" if key == "step" else parameter.device)
+                key: file.get_tensor(f"{key}.{name}").to(
+                    "cpu" if key == "step" and not fused else parameter.device
+                )
                 for key in ("exp_avg", "exp_avg_sq", "step")
             }
     return int(metadata["step"]), float(metadata["spent"])
