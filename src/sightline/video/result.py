@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sightline.video.plan import Plan
@@ -26,8 +26,8 @@ class Video:
         seconds: by part: `text`, `denoise`, `decode`.
     """
 
-    frames: Tensor
-    latents: Tensor
+    frames: Tensor = field(repr=False)  # thousands of lines of numbers
+    latents: Tensor = field(repr=False)
     request: Request
     setting: Setting
     plan: Plan | None
