@@ -20,8 +20,9 @@ NOISE = 0.01
 LONGEST_UNCOND = 9  # it may rest longer beside a computed cond; two gaps of it are within the probe's window
 SCHEDULES = 4  # of cond alone that are thinned for uncond
 CLIMBERS, CLIMBS = 1, 8  # drafts of a level that are improved by prediction, and changes to each at most
-KEPT = 2  # drafts of a level
-RACED = 4  # fitted drafts of a speed, of all levels
+RACED = (
+    4  # levels of a speed, with the best fitted draft of each: predictions of different levels compare badly
+)
 
 
 def proposed(
@@ -41,7 +42,7 @@ def proposed(
         drafts: list[Draft] = []
         for level in (levels.asked, *levels.fewer(speed)):
             proposer = proposers.setdefault(level.steps, Proposer(level, {}))
-            drafts += proposer.fits(exact / speed, exact)
+            drafts += proposer.fits(exact / speed, exact)[:1]
             if level is not levels.asked:
                 found.setdefault(level.whole())
         drafts.sort(key=lambda draft: -levels.of(draft).psnr(draft))
@@ -63,7 +64,7 @@ class Proposer:
         self._schedules: dict[Hashable, dict[int, Draft]] = {}
 
     def fits(self, seconds: float, exact: float) -> list[Draft]:
-        """Fitted drafts that take so many seconds, the best by prediction first, at most `KEPT`.
+        """Fitted drafts that take so many seconds, the best by prediction first.
 
         Args:
             exact: seconds of the exact run; a level that takes fewer than asked for without skipping has none.
@@ -73,8 +74,7 @@ class Proposer:
         drafts = [*self._together(seconds), *self._apart(seconds)]
         drafts.sort(key=self.level.error)
         climbed = [self.climbed(draft) for draft in drafts[:CLIMBERS]]
-        best = sorted(dict.fromkeys((*climbed, *drafts)), key=self.level.error)
-        return best[:KEPT]
+        return sorted(dict.fromkeys((*climbed, *drafts)), key=self.level.error)
 
     def others(self, seconds: float) -> list[Draft]:
         """What is no fit: extrapolated, reused, and of the sites."""

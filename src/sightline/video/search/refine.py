@@ -102,7 +102,7 @@ class Refinement:
         for level in self.levels.near(draft):
             if level.costs.exact() <= seconds * _SLACK:
                 yield level.whole()
-            yield from Proposer(level, {}).fits(seconds, asked.exact())
+            yield from Proposer(level, {}).fits(seconds, asked.exact())[:1]
 
     def _gain(self, draft: Draft, other: Draft) -> float:
         """In dB, by prediction. Of a site draft it is not predicted: fewer skipped steps are better."""
