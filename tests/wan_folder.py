@@ -1,4 +1,4 @@
-"""A whole Wan model with random weights as a diffusers folder: made in milliseconds, a video in a fraction of a second."""
+"""A whole Wan model with random weights as a diffusers folder, made in milliseconds."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def make_pipeline(layers: int = 3, seed: int = 0, shift: float = 3.0) -> Any:
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
     )
-    return WanPipeline(make_tokenizer(), make_text_encoder(seed), make_vae(seed), scheduler, make_model(layers, seed))
+    return WanPipeline(
+        make_tokenizer(), make_text_encoder(seed), make_vae(seed), scheduler, make_model(layers, seed)
+    )
 
 
 def make_wan_folder(path: Path, layers: int = 3, seed: int = 0) -> Path:
