@@ -17,12 +17,12 @@ def neighbours(draft: Draft, errors: Errors) -> Iterator[Draft]:
     for moved in _moves(draft.cond, range(1, errors.steps)):
         alike = moved if draft.uncond == draft.cond else _among(draft.uncond, moved)
         yield replace(draft, cond=moved, uncond=alike if both else (), name="")
-    if both and output and draft.way == "fitted":
+    if both and output and draft.way != "reused":
         for moved in _moves(draft.uncond, draft.cond[1:]):
             yield replace(draft, uncond=moved, name="")
+    for memory in {"fitted": (1, 2, 3), "extrapolated": (2, 3, 4)}.get(draft.way, ()):
+        yield replace(draft, memory=memory, name="")
     if draft.way == "fitted":
-        for memory in (1, 2, 3):
-            yield replace(draft, memory=memory, name="")
         for noise in (0.003, 0.01, 0.03, 0.1):
             yield replace(draft, noise=noise, name="")
 

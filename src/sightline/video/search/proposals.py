@@ -19,10 +19,8 @@ from sightline.video.sites import OUTPUT, Kind, Site
 NOISE = 0.01
 LONGEST_UNCOND = 9  # it may rest longer beside a computed cond; two gaps of it are within the probe's window
 SCHEDULES = 4  # of cond alone that are thinned for uncond
-CLIMBERS, CLIMBS = 1, 8  # drafts of a level that are improved by prediction, and changes to each at most
-RACED = (
-    4  # levels of a speed, with the best fitted draft of each: predictions of different levels compare badly
-)
+CLIMBS = 3  # changes at most by which a draft is improved by prediction
+RACED = 2  # numbers of fewer steps for a speed, with the best draft of each, beside three on the asked steps
 
 
 def proposed(
@@ -42,8 +40,11 @@ def proposed(
         drafts: list[Draft] = []
         for level in (levels.asked, *levels.fewer(speed)):
             proposer = proposers.setdefault(level.steps, Proposer(level, {}))
-            drafts += proposer.fits(exact / speed, exact)[:1]
-            if level is not levels.asked:
+            best = proposer.best(exact / speed, exact)
+            if level is levels.asked:
+                found.update(dict.fromkeys(best))
+            else:
+                drafts += best[:1]
                 found.setdefault(level.whole())
         drafts.sort(key=lambda draft: -levels.of(draft).psnr(draft))
         found.update(dict.fromkeys(drafts[:RACED]))
@@ -63,18 +64,25 @@ class Proposer:
         self.level, self.errors, self.costs, self.gains = level, level.errors, level.costs, gains
         self._schedules: dict[Hashable, dict[int, Draft]] = {}
 
-    def fits(self, seconds: float, exact: float) -> list[Draft]:
-        """Fitted drafts that take so many seconds, the best by prediction first.
+    def best(self, seconds: float, exact: float) -> list[Draft]:
+        """Drafts of the output that take so many seconds: the best fitted and the best two extrapolated ones by
+        prediction, best first.
 
         Args:
             exact: seconds of the exact run; a level that takes fewer than asked for without skipping has none.
         """
         if not self.costs.exact() > seconds * (1 + 1e-9) or not exact > seconds:
             return []
-        drafts = [*self._together(seconds), *self._apart(seconds)]
-        drafts.sort(key=self.level.error)
-        climbed = [self.climbed(draft) for draft in drafts[:CLIMBERS]]
-        return sorted(dict.fromkeys((*climbed, *drafts)), key=self.level.error)
+        found: list[Draft] = []
+        for way, count in (("fitted", 1), ("extrapolated", 2)):
+            drafts = [*self._together(way, seconds), *self._apart(way, seconds)]
+            if way == "extrapolated":
+                # The schedule of a lower degree is a good one of a higher; its own would take long to find.
+                drafts = [replace(draft, memory=each) for draft in drafts for each in (3, 4)]
+            drafts.sort(key=self.level.error)
+            climbed = [self.climbed(draft) for draft in drafts[:count]]
+            found += dict.fromkeys((*climbed, *drafts[: max(count - len(climbed), 0)]))
+        return sorted(dict.fromkeys(found), key=self.level.error)
 
     def others(self, seconds: float) -> list[Draft]:
         """What is no fit: extrapolated, reused, and of the sites."""
@@ -96,18 +104,18 @@ class Proposer:
             }
         return self._schedules[key]
 
-    def thinned(self, cond: tuple[int, ...], memory: int) -> dict[int, Draft]:
+    def thinned(self, way: str, cond: tuple[int, ...], memory: int) -> dict[int, Draft]:
         """`cond` computes these steps, `uncond` fewer of them: the best for each number."""
-        errors, key = self.errors, (cond, memory)
+        errors, key = self.errors, (way, cond, memory)
         if key not in self._schedules:
 
             def cost(history: History, step: int) -> float:
                 last = tuple(each for each in reversed(cond) if each <= step)
-                return contribution(errors, "fitted", memory, NOISE, step, last, history)
+                return contribution(errors, way, memory, NOISE, step, last, history)
 
             paths = best_paths(errors.steps, cost, memory=memory, longest=LONGEST_UNCOND, allowed=cond)
             self._schedules[key] = {
-                count: self._draft(cond, path.steps, "fitted", memory) for count, path in paths.items()
+                count: self._draft(cond, path.steps, way, memory) for count, path in paths.items()
             }
         return self._schedules[key]
 
@@ -141,13 +149,13 @@ class Proposer:
     ) -> Draft:
         return Draft(cond, uncond, way, memory, NOISE, site, self.errors.steps)
 
-    def _together(self, seconds: float) -> list[Draft]:
+    def _together(self, way: str, seconds: float) -> list[Draft]:
         count = min(self.costs.most(seconds), self.errors.steps)
-        kinds = [(memory, "sum") for memory in (1, 2)] + [(2, "worst")] if count >= 1 else []
-        found = [self.joint("fitted", memory, form).get(count) for memory, form in kinds]
+        kinds = [(1, "sum"), (2, "sum"), (2, "worst")] if way == "fitted" else [(2, "sum"), (2, "worst")]
+        found = [self.joint(way, memory, form).get(count) for memory, form in kinds if count >= 1]
         return [draft for draft in found if draft is not None]
 
-    def _apart(self, seconds: float) -> list[Draft]:
+    def _apart(self, way: str, seconds: float) -> list[Draft]:
         """The best ways to split the seconds: fewer steps without the prompt pay for more with it, up to all."""
         if not guided(self.errors):
             return []
@@ -160,10 +168,10 @@ class Proposer:
             return []
         for count in sorted({round(each) for each in np.linspace(least + 1, most, SCHEDULES)}):
             others = int((left - count * cond) / uncond + 1e-9)
-            for memory in (1, 2):
-                schedule = self.joint("fitted", memory, "sum").get(count)
+            for memory in (1, 2) if way == "fitted" else (2,):
+                schedule = self.joint(way, memory, "sum").get(count)
                 if schedule is not None:
-                    found.append(self.thinned(schedule.cond, memory).get(others))
+                    found.append(self.thinned(way, schedule.cond, memory).get(others))
         return [draft for draft in found if draft is not None]
 
     def _sites(self, seconds: float) -> list[Draft]:

@@ -93,7 +93,7 @@ class Refinement:
 
     def _changed(self, draft: Draft, goal: Goal) -> Iterator[Draft]:
         yield from neighbours(draft, self.levels.of(draft).errors)
-        if draft.site != "output" or draft.way != "fitted":
+        if draft.site != "output":
             return
         asked = self.levels.asked.costs
         seconds = self.levels.of(draft).costs.of_draft(draft)
@@ -102,7 +102,7 @@ class Refinement:
         for level in self.levels.near(draft):
             if level.costs.exact() <= seconds * _SLACK:
                 yield level.whole()
-            yield from Proposer(level, {}).fits(seconds, asked.exact())[:1]
+            yield from Proposer(level, {}).best(seconds, asked.exact())[:1]
 
     def _gain(self, draft: Draft, other: Draft) -> float:
         """In dB, by prediction. Of a site draft it is not predicted: fewer skipped steps are better."""

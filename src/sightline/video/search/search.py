@@ -132,7 +132,7 @@ def estimate(task: Task, measure: Measure, seconds: float) -> int:
     """How many generations it takes at most, told with how long that may be."""
     subjects, known, steps = len(task.subjects), 10, measure.setting.steps
     fewer = ladder(steps)
-    candidates = RACED * len(task.goal.speeds()) + len(fewer) + 6
+    candidates = (3 + RACED) * len(task.goal.speeds()) + len(fewer) + 6
     before = 2 * subjects + len(skipped_steps(steps)) + 4 + PROBED * len(fewer)
     raced = generations(candidates, known, subjects, task.goal)
     # Most changes fail on the first prompt that they run on; near numbers of steps are probed as well.
