@@ -103,6 +103,7 @@ def test_a_sample_is_the_same_elements_of_every_tensor() -> None:
     [
         Draft((0, 2, 3, 6, 9), (0, 3, 6), "fitted", 2),
         Draft((0, 2, 3, 6, 9), (0, 2, 3, 6, 9), "extrapolated", 3),
+        Draft((0, 2, 3, 6, 9), (0, 3, 6, 9), "extrapolated", 4),
         Draft((0, 2, 3, 6, 9), (0, 2, 3, 6, 9), "reused", 1),
         Draft((0, 2, 3, 6, 9), (0, 2, 3, 6, 9), "reused", 1, site="blocks[1:3]"),
     ],
