@@ -305,3 +305,40 @@ def test_a_killed_run_is_taken_up_again(maker: Maker, folder: Path, tmp_path: Pa
     assert all((out / name).read_bytes() == content for name, content in whole.items())
     assert not [name for name in names(out) if name.startswith(".")]
     assert len(names(out)) == 13
+
+
+def test_a_batch_with_a_drawn_seed_goes_on_with_it(maker: Maker, tmp_path: Path) -> None:
+    drawn = {**SETTINGS, "seed": -1}
+    given = [
+        *rows("one", "two"),
+        Row(3, 3, "three", {"seed": -1}, "three"),
+        Row(4, 4, "four", {"seed": 7}, "four"),
+    ]
+    run_batch(maker, given, [], tmp_path, settings=drawn)
+    seeds = [line["seed"] for line in results(tmp_path)]
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert seeds[3] == 7
+    for name in ("0001-one.mp4", "0001-one.json"):
+        (tmp_path / name).unlink()
+    batch = run_batch(maker, given, [], tmp_path, settings=drawn, count=2)
+    assert [item.status for item in batch.items] == ["done", "done", "skipped", "done"] + [
+        "skipped",
+        "done",
+    ] * 2
+    again = [line["seed"] for line in results(tmp_path)]
+    assert again == [seed + copy for seed in seeds for copy in (0, 1)]
+    batch = run_batch(replace(maker, overwrite=True), given[:1], [], tmp_path, settings=drawn)
+    assert batch.count("done") == 1
+    assert results(tmp_path)[0]["seed"] != seeds[0]
+
+
+def test_a_damaged_record_says_what_to_do(maker: Maker, tmp_path: Path) -> None:
+    run(maker, rows("one"), tmp_path)
+    (tmp_path / "0001-one.json").write_text('{"schema"')
+    with pytest.raises(
+        SightlineError, match=r"0001-one.json is not readable.*; remove it and 0001-one.mp4 to make"
+    ):
+        run(maker, rows("one"), tmp_path)
+    for name in ("0001-one.mp4", "0001-one.json"):
+        (tmp_path / name).unlink()
+    assert run(maker, rows("one"), tmp_path).count("done") == 1

@@ -16,6 +16,7 @@ from sightline.progress import note
 from sightline.video.making import Maker, Order
 from sightline.video.parallel.agree import as_said
 from sightline.video.prompts import BadRow, Row
+from sightline.video.seeds import seeds_of
 from sightline.video.writing.record import Record
 from sightline.video.writing.save import check_target, made, remove_leftovers
 
@@ -119,7 +120,8 @@ def run_batch(
     it was made with the same settings.
 
     Args:
-        settings: fields of `Request` for rows that do not set them.
+        settings: fields of `Request` for rows that do not set them. A seed of -1, here or in a row, draws one, or takes
+            that of the videos that are there unless they are to be replaced.
         count: videos a row, with the seeds after the row's own.
         on_video: stands around each video that is made, and may give what is told of each of its steps.
 
@@ -147,11 +149,14 @@ def _items(
 ) -> list[Item]:
     items: list[Item] = []
     taken: dict[str, int] = {}
+    names = {row.line: [_copy_name(row, copy) for copy in range(count)] for row in rows}
+    paths = {line: [folder / f"{name}.mp4" for name in own] for line, own in names.items()}
+    # Rank 0 sees the folder, and draws for all.
+    seeds = seeds_of(rows, paths, settings, afresh=maker.overwrite) if maker.writes else {}
+    seeds = as_said(maker.pipeline.layout, seeds)
     for row in rows:
-        for copy in range(count):
-            # The first keeps the plain name, so that asking for more later keeps what is there.
-            name = row.name if copy == 0 else f"{row.name}-{copy + 1}"
-            item = Item(row, folder / f"{name}.mp4")
+        for copy, name in enumerate(names[row.line]):
+            item = Item(row, paths[row.line][copy])
             try:
                 # Some file systems do not tell capitals apart, nor the ways to write an accent.
                 first = taken.setdefault(unicodedata.normalize("NFC", name).casefold(), row.line)
@@ -159,15 +164,20 @@ def _items(
                     raise SightlineError(
                         f"name {name!r} is that of a video of line {first} too; give another"
                     )
-                item.order = _order(maker, row, settings, copy)
+                item.order = _order(maker, row, settings, copy, seeds.get(row.line))
             except SightlineError as error:
                 item.status, item.error = "failed", str(error)
             items.append(item)
     return items
 
 
-def _order(maker: Maker, row: Row, settings: Mapping[str, Any], copy: int) -> Order:
-    chosen = {**settings, **row.settings}
+def _copy_name(row: Row, copy: int) -> str:
+    # The first keeps the plain name, so that asking for more later keeps what is there.
+    return row.name if copy == 0 else f"{row.name}-{copy + 1}"
+
+
+def _order(maker: Maker, row: Row, settings: Mapping[str, Any], copy: int, drawn: int | None) -> Order:
+    chosen = {**settings, **row.settings} | ({} if drawn is None else {"seed": drawn})
     order = maker.order(row.prompt, **chosen)
     if copy == 0:
         return order

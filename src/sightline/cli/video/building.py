@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 from collections.abc import Mapping
@@ -33,14 +32,17 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: one that is out of range for any model.
     """
     from sightline.video.request import Request
+    from sightline.video.seeds import DRAWN, draw
     from sightline.video.size import parse_size
 
     names = ("negative_prompt", "frames", "steps", "guidance", "shift", "scheduler", "seed", "fps")
     settings = {name: given[name] for name in names if given[name] is not None}
     if given["size"] is not None:
         settings["width"], settings["height"] = parse_size(given["size"])
-    if settings.get("seed", 0) < 0:
-        settings["seed"] = random.SystemRandom().randrange(2**31)
+    if (seed := settings.get("seed", 0)) < DRAWN:
+        raise UsageError(f"--seed {seed} is none; give 0 or more, or {DRAWN} to draw one")
+    if seed == DRAWN:
+        settings["seed"] = draw()
     # What no model has is refused before one is loaded: with anything for what is not said.
     unsaid: dict[str, Any] = {
         "prompt": "-",

@@ -128,10 +128,13 @@ def _generate(given: dict[str, Any], voice: Voice) -> None:
     from sightline.video.parallel.launch import joined
     from sightline.video.parallel.watch import watched
     from sightline.video.prompts import read_prompts
+    from sightline.video.seeds import DRAWN
     from sightline.video.writing.record import Record
 
     record = None if given["again"] is None else Record.read(given["again"])
     settings = settings_of(given)
+    if given["prompts"] is not None and given["seed"] == DRAWN:
+        settings["seed"] = DRAWN  # a batch that goes on takes what was drawn
     load = load_options(given, record)
     check_usage(given, record)
     settings |= plan_steps(given)

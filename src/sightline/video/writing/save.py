@@ -143,7 +143,12 @@ def made(path: Path, *, save_frames: bool = False) -> Record | None:
                     f"{path} is there without {beside.name}, so it is not known how it was made"
                 )
             return None
-        record = Record.read(beside)
+        try:
+            record = Record.read(beside)
+        except SightlineError as error:
+            raise SightlineError(
+                f"{error}; remove it and {path.name} to make the video again, or choose another folder with -o"
+            ) from error
         if not path.is_file() or file_digest(path) != record.file_sha256:
             return None
         if save_frames and not _has_pictures(frames_folder(path), record):
