@@ -140,3 +140,41 @@ def test_runs_that_do_not_fit_are_refused_in_one_sentence(
         assert error in said
         assert said.count("error:") == 1
     assert not (tmp_path / "sheet").exists()
+
+
+def test_without_a_folder_only_figures_are_printed(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    for _ in range(2):
+        assert run(*pair) == 0
+        assert "PSNR, dB" in (printed := capsys.readouterr().out)
+        assert "sheet" not in printed
+    assert run(*pair, "--json") == 0
+    assert "sheet" not in json.loads(capsys.readouterr().out)
+    assert list(place.iterdir()) == []
+
+
+def test_a_note_counts_pairs_and_not_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        write_run(tmp_path / "videos" / f"{name}.mp4", frames=False)
+    assert run(tmp_path / "videos", tmp_path / "videos") == 0
+    assert "(2 of 2 pairs)" in capsys.readouterr().out
+
+
+def test_a_damaged_video_is_named_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "exact.mp4", frames=False)
+    data = (tmp_path / "exact.mp4").read_bytes()
+    for name, broken in (("no.mp4", b"no video"), ("cut.mp4", data[: len(data) // 2])):
+        (tmp_path / name).write_bytes(broken)
+        assert run(tmp_path / "exact.mp4", tmp_path / name) == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert (
+            "as a video: invalid data found when processing input; it is damaged or of another format" in said
+        )
+        assert "Errno" not in said

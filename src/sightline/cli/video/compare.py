@@ -26,8 +26,14 @@ def command(
     ],
     other: Annotated[Path, typer.Argument(metavar="B", help="The run that is held against it, likewise.")],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the sheet goes.")
-    ] = Path("sheet"),
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Write a sheet of the frames there; without it, figures only.",
+        ),
+    ] = None,
     show: Annotated[int, typer.Option(min=1, help="Of two folders, show the frames of so many pairs.")] = 6,
     amplify: Annotated[
         float, typer.Option(min=1.0, help="Multiply differences in pictures with this.")
@@ -37,21 +43,25 @@ def command(
 ) -> None:
     """Compare two runs of one prompt and seed, or two folders of runs by their names.
 
-    Fidelity, worst frame, settings that differ and speed-up are printed; sheet.html and sheet.png show the frames
-    side by side with their differences. PNG frames (`--save-frames`) are read without loss; of a video alone the
+    Fidelity, worst frame, settings that differ and speed-up are printed; with -o, sheet.html and sheet.png show the
+    frames side by side with their differences. PNG frames (`--save-frames`) are read without loss; of a video alone the
     codec's noise is measured too, and the output says so.
     """
     from sightline.video.sheets.report import check_sheet, compare_runs, write_sheet
 
-    check_sheet(output, overwrite)
+    if output is not None:
+        check_sheet(output, overwrite)
     report = compare_runs(reference, other)
-    write_sheet(report, output, show=show, amplify=amplify, overwrite=overwrite)
+    if output is not None:
+        write_sheet(report, output, show=show, amplify=amplify, overwrite=overwrite)
     if as_json:
-        typer.echo(json.dumps(report.to_json() | {"sheet": str(output / "sheet.html")}, ensure_ascii=False))
+        sheet = {} if output is None else {"sheet": str(output / "sheet.html")}
+        typer.echo(json.dumps(report.to_json() | sheet, ensure_ascii=False))
         return
     _print_one(report.found[0]) if len(report.found) == 1 else _print_all(report)
     _print_rest(report)
-    typer.echo(f"{output / 'sheet.html'} and {output / 'sheet.png'} show them side by side.")
+    if output is not None:
+        typer.echo(f"{output / 'sheet.html'} and {output / 'sheet.png'} show them side by side.")
 
 
 def _print_one(found: Found) -> None:
@@ -107,6 +117,8 @@ def _print_rest(report: Report) -> None:
             typer.echo(
                 f"{len(names)} only in {side}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
             )
-    for note, count in Counter(note for one in report.found for note in one.notes).items():
+    # Both runs of a pair may have the same name, and the same note.
+    notes = Counter(note for one in report.found for note in set(one.notes))
+    for note, count in sorted(notes.items()):
         of = f" ({count} of {len(report.found)} pairs)" if len(report.found) > 1 else ""
         typer.echo(f"note: {note}{of}")

@@ -266,7 +266,15 @@ def _decoded(path: Path) -> np.ndarray:
                 space = av.video.reformatter.Colorspace
                 matrix = space.ITU709 if int(frame.colorspace) == _BT709 else space.DEFAULT
                 frames.append(frame.to_ndarray(format="rgb24", src_colorspace=matrix))
-    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
+    except av.FFmpegError as error:
+        # Its own words name FFmpeg's functions and number its errors.
+        reason = (error.strerror or "it cannot be decoded").lower()
+        raise SightlineError(
+            f"cannot read {path} as a video: {reason}; it is damaged or of another format, so make it again"
+        ) from error
+    except IndexError as error:
+        raise SightlineError(f"cannot read {path} as a video: it has no pictures; give another") from error
+    except (OSError, ValueError) as error:
         raise SightlineError(f"cannot read {path} as a video: {first_line(error)}") from error
     if not frames:
         raise SightlineError(f"{path} holds no frames")
