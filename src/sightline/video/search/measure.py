@@ -20,7 +20,7 @@ from sightline.video.setting import Setting
 if TYPE_CHECKING:
     from torch import Tensor
 
-ALTERNATE = 4  # trials of a prompt between two timings of its exact run
+ALTERNATE = 6  # trials of a prompt between two timings of its exact run
 BROKEN = 1e9  # a latent error that is not finite
 _KEPT = 4  # decoded references in memory
 

@@ -20,7 +20,7 @@ NOISE = 0.01
 LONGEST_UNCOND = 9  # it may rest longer beside a computed cond; two gaps of it are within the probe's window
 SCHEDULES = 4  # of cond alone that are thinned for uncond
 CLIMBS = 3  # changes at most by which a draft is improved by prediction
-RACED = 2  # numbers of fewer steps for a speed, with the best draft of each, beside three on the asked steps
+RACED = 3  # numbers of fewer steps for a speed, with the best draft of each, beside three on the asked steps
 
 
 def proposed(
@@ -78,7 +78,7 @@ class Proposer:
             drafts = [*self._together(way, seconds), *self._apart(way, seconds)]
             if way == "extrapolated":
                 # The schedule of a lower degree is a good one of a higher; its own would take long to find.
-                drafts = [replace(draft, memory=each) for draft in drafts for each in (3, 4)]
+                drafts = [replace(draft, memory=each) for draft in drafts for each in (2, 3, 4)]
             drafts.sort(key=self.level.error)
             climbed = [self.climbed(draft) for draft in drafts[:count]]
             found += dict.fromkeys((*climbed, *drafts[: max(count - len(climbed), 0)]))
