@@ -481,3 +481,29 @@ def test_under_torchrun_what_is_typed_wrong_is_said_once(folder: Path, place: Pa
     assert result.returncode != 0
     assert result.stderr.count("error: size '832' is not WIDTHxHEIGHT, such as 832x480") == 1
     assert names(place) == []
+
+
+def test_a_video_is_not_lost_where_its_name_is_taken_meanwhile(
+    typed: Typed, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = VideoPipeline.generate
+
+    def taken(self: VideoPipeline, *arguments: Any, **options: Any) -> Any:
+        Path("a.mp4").write_bytes(b"of another")
+        return generate(self, *arguments, **options)
+
+    monkeypatch.setattr(VideoPipeline, "generate", taken)
+    assert typed("--prompt", "a cat", *SMALL, "-o", "a.mp4") == 0
+    assert "warning: something took a.mp4 while its video was made, so that went into a-2.mp4" in typed.err
+    assert typed.out.startswith("a-2.mp4: ")
+    assert names(place) == ["a-2.json", "a-2.mp4", "a.mp4"]
+    assert Path("a.mp4").read_bytes() == b"of another"
+
+
+def test_two_do_not_make_the_same_file_at_once(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sightline.video.writing.reserve import reserved
+
+    monkeypatch.setattr(VideoPipeline, "load", None)  # it is seen before
+    with reserved(Path("a.mp4")):
+        assert typed("--prompt", "a cat", *SMALL, "-o", "a.mp4") == 1
+    assert "a.mp4; wait for it, or choose another name with -o" in typed.err

@@ -15,6 +15,7 @@ from sightline.video.request import Request
 from sightline.video.setting import Setting
 from sightline.video.writing.formats import check_suffix
 from sightline.video.writing.record import Record
+from sightline.video.writing.reserve import free_path
 from sightline.video.writing.save import save
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ class Maker:
         Args:
             texts: as `VideoPipeline.encode` gives them, where they are known.
 
+        What is in the way by the time it is done is not replaced: the video goes beside it, and the record's `file`
+        is its name.
+
         Raises:
             SightlineError: it could not be generated or written.
         """
@@ -120,9 +124,12 @@ class Maker:
             self.command,
             operations=self._operations(order, spent),
         )
+        free = free_path(path, overwrite=self.overwrite, save_frames=self.save_frames)
+        if free != path:
+            note(f"warning: something took {path} while its video was made, so that went into {free}")
         return save(
             video,
-            path,
+            free,
             record,
             quality=self.quality,
             save_frames=self.save_frames,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sightline.video.plan import Plan
@@ -32,3 +33,19 @@ class Video:
     setting: Setting
     plan: Plan | None
     seconds: Mapping[str, float]
+
+    def save(self, path: str | Path, *, quality: int | None = None, overwrite: bool = False) -> None:
+        """Write the frames into one file, at the request's pictures a second; no JSON beside it.
+
+        Args:
+            path: its suffix chooses the format: .mp4, .mov, .mkv, .webm, .gif, and .png for one frame.
+            quality: of the encoder (crf), lower is nearer and larger; its default without.
+            overwrite: replace a video that is there, and remove its JSON.
+
+        Raises:
+            UsageError: another suffix, or a quality that the encoder does not have.
+            SightlineError: something is there already, a frame is broken, the folder cannot be written to or is full.
+        """
+        from sightline.video.writing.save import save_alone
+
+        save_alone(self, Path(path), quality=quality, overwrite=overwrite)

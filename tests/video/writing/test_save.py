@@ -22,6 +22,7 @@ from sightline.video.setting import Setting
 from sightline.video.writing import save as saving
 from sightline.video.writing.encode import to_bytes
 from sightline.video.writing.record import Record, digest_of
+from sightline.video.writing.reserve import free_path, reserved
 from sightline.video.writing.save import check_target, made, remove_leftovers, save
 
 REQUEST = Request("a cat", 64, 48, 5, 10, 5.0, 3.0)
@@ -228,3 +229,40 @@ def test_the_record_is_json_that_people_can_read(tmp_path: Path) -> None:
     text = (tmp_path / "cat.json").read_text(encoding="utf-8")
     assert '"prompt": "猫"' in text
     assert json.loads(text)["file"] == "cat.mp4"
+
+
+def test_a_name_is_kept_while_a_video_of_it_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "cat.mp4"
+    with reserved(path):
+        with (
+            pytest.raises(SightlineError, match=r"another process is making .*cat.mp4; wait for it"),
+            reserved(path),
+        ):
+            pass
+        with reserved(path.with_name("dog.mp4")):
+            pass
+    assert names(tmp_path) == []
+    with reserved(path):
+        pass
+
+
+def test_a_taken_name_gets_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "cat.mp4"
+    assert free_path(path) == path
+    path.touch()
+    (tmp_path / "cat-2.json").write_text("{}")
+    assert free_path(path) == tmp_path / "cat-3.mp4"
+    assert free_path(path, overwrite=True) == path
+
+
+def test_a_video_writes_itself_without_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "cat.mp4"
+    make_video().save(path)
+    assert names(tmp_path) == ["cat.mp4"]
+    with pytest.raises(SightlineError, match=r"cat.mp4 already exists"):
+        make_video().save(str(path))
+    keep(path, overwrite=True)
+    make_video(noise=True).save(path, overwrite=True, quality=40)
+    assert names(tmp_path) == ["cat.mp4"]  # what the record said is not true of it
+    with pytest.raises(UsageError, match="has no suffix of a video"):
+        make_video().save(tmp_path / "cat")

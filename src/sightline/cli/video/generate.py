@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,28 +140,31 @@ def _generate(given: dict[str, Any], voice: Voice) -> None:
     settings |= plan_steps(given)
     rows, bad = read_prompts(given["prompts"]) if given["prompts"] is not None else ([], [])
     sizes = sizes_of(given, record)
-    with joined(*sizes, load.get("device")) as layout, watched(layout):
+    with joined(*sizes, load.get("device")) as layout, watched(layout), ExitStack() as held:
         voice.settled = True
         if given["output"] is not None and given["prompts"] is None and layout.leads:
-            _check_target(given, given["output"])  # before the model is loaded
+            _reserve(given, given["output"], held)  # before the model is loaded
         maker = make_maker(given, record, load, layout)
         if given["prompts"] is None:
-            _one(given, maker, record, settings)
+            _one(given, maker, record, settings, held)
         else:
             _many(given, maker, rows, bad, settings)
 
 
-def _one(given: dict[str, Any], maker: Maker, record: Record | None, settings: dict[str, Any]) -> None:
+def _one(
+    given: dict[str, Any], maker: Maker, record: Record | None, settings: dict[str, Any], held: ExitStack
+) -> None:
     order = _order(given, maker, record, settings)
     output = given["output"]
     if output is None:
         output = _default_output(order.request)
         if maker.writes:
-            _check_target(given, output)
+            _reserve(given, output, held)
     with Generation("generating", order.request.steps) as shown:
         made = maker.make(order, output, on_step=shown.take)
     if made is None:
         return
+    output = output.with_name(made.file)  # another one where its own was taken meanwhile
     if record is not None:
         _compare(record, made, order, maker, given["again"])
     if given["as_json"]:
@@ -260,9 +263,14 @@ def _compare(record: Record, made: Record, order: Order, maker: Maker, path: Pat
     note(f"warning: not bit for bit the frames of {path}: {'; '.join(other) or 'nothing known differs'}")
 
 
-def _check_target(given: Mapping[str, Any], output: Path) -> None:
+def _reserve(given: Mapping[str, Any], output: Path, held: ExitStack) -> None:
+    """Refuse what could not be written, and keep the name until the end."""
+    from sightline.video.writing.reserve import reserved
     from sightline.video.writing.save import check_target
 
+    check_target(output, overwrite=given["overwrite"], save_frames=given["save_frames"], quality=given["crf"])
+    held.enter_context(reserved(output))
+    # Another process may have been done in between.
     check_target(output, overwrite=given["overwrite"], save_frames=given["save_frames"], quality=given["crf"])
 
 

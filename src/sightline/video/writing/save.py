@@ -22,7 +22,7 @@ from sightline.video.writing.record import Record, digest_of, file_digest, now, 
 if TYPE_CHECKING:
     import numpy as np
 
-_STAGING = ".sightline-video."
+STAGING = ".sightline-video."  # how names begin of what is there only while a video is made
 
 
 def record_path(path: Path) -> Path:
@@ -48,7 +48,7 @@ def check_target(
     if path.suffix.lower() not in PICTURES:
         encoder_for(path).settings(quality)
     try:
-        _check_free(path, overwrite, save_frames)
+        check_free(path, overwrite, save_frames)
     except OSError as error:  # a name that is too long, a folder that cannot be looked into
         raise SightlineError(
             f"cannot write {path}: {error.strerror or error}; choose another name with -o"
@@ -56,7 +56,8 @@ def check_target(
     _check_writable(path)
 
 
-def _check_free(path: Path, overwrite: bool, save_frames: bool) -> None:
+def check_free(path: Path, overwrite: bool, save_frames: bool) -> None:
+    """Raises SightlineError where a video, its record or its pictures would replace something."""
     pictures = frames_folder(path)
     if path.is_dir() or (save_frames and pictures.is_file()):
         raise SightlineError(
@@ -128,6 +129,26 @@ def save(
     return record
 
 
+def save_alone(video: Video, path: Path, *, quality: int | None = None, overwrite: bool = False) -> None:
+    """Write a video without a record; one of the video that is replaced goes too.
+
+    Raises:
+        SightlineError: as `save`.
+    """
+    check_suffix(path, len(video.frames))
+    check_target(path, overwrite=overwrite, quality=quality)
+    try:
+        with _staging(path) as folder:
+            staged = folder / path.name
+            encode(to_bytes(video.frames), staged, video.request.fps, quality)
+            flush(staged)
+            record_path(path).unlink(missing_ok=True)
+            staged.replace(path)
+            flush(path.parent)
+    except OSError as error:
+        raise SightlineError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def made(path: Path, *, save_frames: bool = False) -> Record | None:
     """The record of a video that is there whole, or None.
 
@@ -175,7 +196,7 @@ def _has_pictures(folder: Path, record: Record) -> bool:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left half written, and leave alone what another one is writing."""
-    for left in folder.glob(f"{_STAGING}*"):
+    for left in folder.glob(f"{STAGING}*"):
         with suppress(SightlineError, OSError), only_user(left, "being written"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -184,7 +205,7 @@ def remove_leftovers(folder: Path) -> None:
 def _staging(path: Path) -> Iterator[Path]:
     """An empty folder beside the target, on the same disk; gone afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=STAGING, dir=path.parent))
     try:
         with only_user(folder, "being removed"):
             yield folder
@@ -226,7 +247,7 @@ def _check_writable(path: Path) -> None:
     while not folder.exists():
         folder = folder.parent
     try:
-        Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder)).rmdir()
+        Path(tempfile.mkdtemp(prefix=STAGING, dir=folder)).rmdir()
     except OSError as error:
         raise SightlineError(
             f"cannot write {path}: {folder}: {error.strerror or error}; choose another name with -o"
