@@ -83,7 +83,7 @@ def test_a_prompt_becomes_a_file_and_one_line(typed: Typed, place: Path) -> None
     assert record.parallel == {"processes": 1, "ulysses": 1, "cfg": 1, "vae": False}
 
 
-def test_the_originals_options_work(typed: Typed) -> None:
+def test_the_originals_options_work(typed: Typed, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line of the original and of MindIE's page, with a smaller video and on one card."""
     line = (
         "--task t2v-1.3B --size 32*16 --frame-num 5 --sample-steps 8 --sample-guide-scale 5 --sample-shift 3 "
@@ -92,7 +92,8 @@ def test_the_originals_options_work(typed: Typed) -> None:
     line += "--attentioncache-interval 2 --end-step 6 --offload-model --base_seed 3 --sample_solver dpm++ "
     line += "--save_file o.mp4 --device cpu --dit_fsdp --t5_fsdp --t5_cpu --attentioncache_ratio 1.2 --ring_size 1 "
     line += "--convert_model_dtype --prompt"
-    assert typed(*line.split(), "a cat") == 0
+    monkeypatch.setattr(tiny, "tiny_wan_folder", lambda: folder)
+    assert typed(*line.split(), "a cat", model=False) == 0
     record = Record.read("o.json")
     request = record.request
     assert (request.width, request.height, request.frames, request.steps, request.seed) == (32, 16, 5, 8, 3)
@@ -103,7 +104,10 @@ def test_the_originals_options_work(typed: Typed) -> None:
         "attention[0:3]": "CCCRCRCC"
     }
     assert "--vae-parallel changes nothing: this is one process" in typed.err
-    assert "--task t2v-1.3B, but model is of another size: width 24 in 3 blocks" in typed.err
+    assert (
+        "warning: without --model (--ckpt-dir) it is not t2v-1.3B that makes the video, but the small"
+        in typed.err
+    )
     assert "--dit-fsdp changes nothing: every card holds the whole transformer" in typed.err
     assert typed.err.count("--t5-fsdp changes nothing") == 1
     assert "--attentioncache-ratio changes nothing: `sightline video search --budget`" in typed.err
@@ -269,6 +273,13 @@ def test_without_diffusers_it_says_what_to_install(typed: Typed, monkeypatch: py
         ("--prompt=", 2, "--prompt is empty; say what the video shall show"),
         ("--prompt a -o caf\udce9.mp4", 2, "--output is not UTF-8 text at character 3"),
         ("--prompt a --size 832", 2, "size '832' is not WIDTHxHEIGHT, such as 832x480"),
+        ("--prompt a --size 1000000x64", 2, "width must be a whole number from 1 to 16384, not 1000000"),
+        ("--prompt a --seed -2", 2, "--seed -2 is none; give 0 or more, or -1 to draw one"),
+        (
+            "--prompt a --model plan.json",
+            1,
+            "give the model's folder, or the file as --transformer-file together",
+        ),
         ("--prompt a --size 30x16", 2, "width must be a multiple of 8 for this model, not 30; take 24 or 32"),
         ("--prompt a --frames 6", 2, "frames must be 4n + 1 for this model, not 6; take 5 or 9"),
         ("--prompt a --sample_solver ddim", 2, "scheduler must be unipc, dpm++, euler, not 'ddim'"),
@@ -280,7 +291,7 @@ def test_without_diffusers_it_says_what_to_install(typed: Typed, monkeypatch: py
         (
             "--prompt a -o a.mp4 --crf 70",
             2,
-            "crf 70 is not one of libx264; take 0 (nearest) to 51 (smallest)",
+            "error: --crf 70 is not one of libx264; take 0 (nearest) to 51 (smallest)",
         ),
         ("--prompt a --plan absent.json", 1, "cannot read absent.json: No such file or directory"),
         (
@@ -411,6 +422,10 @@ def test_the_task_must_be_that_of_the_model(monkeypatch: pytest.MonkeyPatch) -> 
         SightlineError, match=r"--task t2v-14B, but Wan is the model of t2v-1.3B; give the other"
     ):
         check_task("t2v-14B", model(12, 30))
+    with pytest.raises(
+        SightlineError, match=r"--task t2v-14B, but Wan is of another size \(width 256 in 3 blocks\)"
+    ):
+        check_task("t2v-14B", model(2, 3))
 
 
 def test_the_bar_tells_the_pace_of_the_steps_behind_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,11 +107,14 @@ def test_a_plan_does_what_it_says(plain: VideoPipeline) -> None:
     assert torch.equal(plain.generate(request).latents, expected.latents)
 
 
-def test_the_steps_are_those_of_the_plan_where_none_are_given(plain: VideoPipeline) -> None:
+def test_the_steps_are_those_of_the_plan_where_none_are_given(plain: VideoPipeline, tmp_path: Path) -> None:
     request = plain.request("a three", **(SIZE | {"steps": 2}))
     plan = exact(plain.setting(request))
     unsaid = {name: value for name, value in SIZE.items() if name != "steps"}
     assert plain.generate("a three", plan=plan, **unsaid).request.steps == 2
+    plan.save(tmp_path / "plan.json")
+    for path in (tmp_path / "plan.json", str(tmp_path / "plan.json")):
+        assert plain.generate("a three", plan=path, **unsaid).plan == plan
 
 
 def test_a_plan_for_something_else_is_refused_unless_asked(

@@ -260,7 +260,7 @@ class VideoPipeline:
         self,
         prompt: str | Request,
         *,
-        plan: Plan | None = None,
+        plan: Plan | str | Path | None = None,
         plan_anyway: bool = False,
         on_step: OnStep | None = None,
         texts: Mapping[str, Tensor] | None = None,
@@ -270,8 +270,8 @@ class VideoPipeline:
 
         Args:
             prompt: what it shall show, or a whole request.
-            plan: of the step cache; refused if it was found for another generation. Its number of steps is taken
-                where none is given.
+            plan: of the step cache, or its file; refused if it was found for another generation. Its number of steps
+                is taken where none is given.
             plan_anyway: use it all the same, with a warning of what differs.
             texts: as `encode` gave them, where many were encoded at once.
             settings: fields of `Request`, where it is not given whole.
@@ -285,6 +285,8 @@ class VideoPipeline:
             raise UsageError(
                 f"{next(iter(settings))} is given beside a whole request, which has its own; change the request"
             )
+        if isinstance(plan, (str, Path)):
+            plan = Plan.load(plan)
         if plan is not None and settings.get("steps") is None:
             settings["steps"] = plan.steps
         request = prompt if isinstance(prompt, Request) else self.request(prompt, **settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sightline.errors import UsageError
 
-_FORM = re.compile(r"\s*(\d{1,5})\s*[*x×]\s*(\d{1,5})\s*", re.IGNORECASE)
+_FORM = re.compile(r"\s*(\d{1,12})\s*[*x×]\s*(\d{1,12})\s*", re.IGNORECASE)
 
 
 def parse_size(text: Any) -> tuple[int, int]:

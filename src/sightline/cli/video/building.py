@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.cli.video import theirs
 from sightline.cli.video.options import offload_from
 from sightline.cli.video.showing import Waiting
-from sightline.errors import UsageError
+from sightline.errors import SightlineError, UsageError
 from sightline.progress import note
 
 if TYPE_CHECKING:
@@ -22,6 +24,23 @@ if TYPE_CHECKING:
     from sightline.video.request import Request
     from sightline.video.writing.record import Record
 
+# Arguments of the library in its errors, as patterns, and how the command line spells them.
+_OPTIONS = {
+    name: "--" + name.replace("_", "-")
+    for name in (
+        "transformer_file",
+        "vae_file",
+        "text_encoder_file",
+        "tile_vae",
+        "cast_weights",
+        "vae_parallel",
+    )
+}
+_OPTIONS |= {
+    "text_encoder_device cpu": "--t5-cpu",
+    "offload(?= (model|group)\\b)": "--offload",
+    r"crf(?= \d)": "--crf",
+}
 _CACHE = {"step_start": 12, "step_interval": 4, "step_end": 37}  # MindIE's defaults
 
 
@@ -131,12 +150,27 @@ def sizes_of(given: Mapping[str, Any], record: Record | None) -> tuple[int, int]
     return ulysses, cfg
 
 
+@contextmanager
+def in_options() -> Iterator[None]:
+    """Let errors name the options of the command line where they name arguments in Python."""
+    try:
+        yield
+    except SightlineError as error:
+        text = str(error)
+        for pattern, option in _OPTIONS.items():
+            text = re.sub(rf"(?<![\w./-]){pattern}(?![\w./])", option, text)
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
+
+
 def make_maker(
     given: Mapping[str, Any], record: Record | None, load: dict[str, Any], layout: Layout
 ) -> Maker:
-    from sightline.video.making import Maker
-    from sightline.video.pipeline import VideoPipeline
-    from sightline.video.plan import Plan
+    with Waiting("starting"):  # libraries take a while from a slow disk
+        from sightline.video.making import Maker
+        from sightline.video.pipeline import VideoPipeline
+        from sightline.video.plan import Plan
 
     # Read before the model is loaded, which may take minutes.
     plan = None if given["plan"] is None else Plan.load(given["plan"])
@@ -150,7 +184,8 @@ def make_maker(
         note("--vae-parallel changes nothing: this is one process; start several with torchrun")
     with Waiting("loading the model"):
         pipeline = VideoPipeline.load(**options, layout=layout if layout.world > 1 else None)
-    theirs.check_task(given["task"], pipeline)
+    named = any(load.get(name) is not None for name in ("model", "transformer_file"))
+    theirs.check_task(given["task"], pipeline, built_in=not named)
     seconds = {"load": time.monotonic() - begun} if given["prompts"] is None else {}
     return Maker(
         pipeline,

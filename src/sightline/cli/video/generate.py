@@ -16,6 +16,7 @@ from sightline.cli.video import options as ours
 from sightline.cli.video import theirs
 from sightline.cli.video.building import (
     check_usage,
+    in_options,
     load_options,
     make_maker,
     plan_steps,
@@ -140,7 +141,7 @@ def _generate(given: dict[str, Any], voice: Voice) -> None:
     settings |= plan_steps(given)
     rows, bad = read_prompts(given["prompts"]) if given["prompts"] is not None else ([], [])
     sizes = sizes_of(given, record)
-    with joined(*sizes, load.get("device")) as layout, watched(layout), ExitStack() as held:
+    with joined(*sizes, load.get("device")) as layout, watched(layout), in_options(), ExitStack() as held:
         voice.settled = True
         if given["output"] is not None and given["prompts"] is None and layout.leads:
             _reserve(given, given["output"], held)  # before the model is loaded

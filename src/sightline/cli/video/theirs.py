@@ -92,11 +92,11 @@ def answer_theirs(task: str | None, given: dict[str, Any]) -> None:
             note(f"{_spelt(name)} changes nothing: {reason}")
 
 
-def check_task(task: str | None, pipeline: VideoPipeline) -> None:
-    """Whether a model is of the size that --task names; one of neither size is only said to be so.
+def check_task(task: str | None, pipeline: VideoPipeline, *, built_in: bool = False) -> None:
+    """Whether a model is of the size that --task names; of the built-in one it is only said that it is not.
 
     Raises:
-        SightlineError: it is of the other size.
+        SightlineError: it is of another size.
     """
     if task is None:
         return
@@ -104,11 +104,20 @@ def check_task(task: str | None, pipeline: VideoPipeline) -> None:
     shape = (config.num_attention_heads * config.attention_head_dim, config.num_layers)
     if shape == _TASKS[task]:
         return
+    if built_in:
+        note(
+            f"warning: without --model (--ckpt-dir) it is not {task} that makes the video, but the small built-in "
+            f"model of moving digits"
+        )
+        return
     name = pipeline.components.name
     for other, theirs in _TASKS.items():
         if shape == theirs:
             raise SightlineError(f"--task {task}, but {name} is the model of {other}; give the other --model")
-    note(f"--task {task}, but {name} is of another size: width {shape[0]} in {shape[1]} blocks")
+    raise SightlineError(
+        f"--task {task}, but {name} is of another size (width {shape[0]} in {shape[1]} blocks); give the other "
+        f"--model, or leave --task out"
+    )
 
 
 def _spelt(name: str) -> str:
