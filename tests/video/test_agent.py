@@ -336,3 +336,17 @@ def test_two_streams_of_which_one_is_not_given_are_refused() -> None:
         SightlineError, match="returns 2 streams but was given 1; give encoder_hidden_states="
     ):
         agent.apply(lambda hidden_states: (hidden_states, hidden_states), hidden_states=start())
+
+
+def test_a_range_past_the_end_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def told(**settings: int) -> str:
+        CacheAgent(CacheConfig("dit_block_cache", 4, 7, step_interval=2, **settings))
+        return capsys.readouterr().err
+
+    assert "warning: the cache keeps nothing: block_start (4) is past the last of 4 blocks" in told(
+        block_start=4
+    )
+    assert "warning: the cache keeps nothing: step_start (9) is past the last of 7 steps" in told(
+        step_start=9
+    )
+    assert told(block_start=3, step_start=5) == ""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sightline.errors import SightlineError
+from sightline.progress import note
 from sightline.video.cache import StepCache
 from sightline.video.config import CacheConfig
 from sightline.video.points import Point, Values
@@ -26,6 +27,12 @@ class CacheAgent:
 
     def __init__(self, config: CacheConfig) -> None:
         self.config = config
+        for kind in ("block", "step"):
+            start, count = getattr(config, f"{kind}_start"), getattr(config, f"{kind}s_count")
+            if start >= count:
+                note(
+                    f"warning: the cache keeps nothing: {kind}_start ({start}) is past the last of {count} {kind}s"
+                )
         self._cache = StepCache(config.plan(), share=False)
         self._points = {
             block: point
