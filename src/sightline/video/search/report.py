@@ -42,7 +42,7 @@ def write_report(found: Found, folder: Path, measure: Measure, fps: int) -> None
             entry.name,
             entry.family,
             "baseline" if entry.baseline or entry.family == FEWER else "ours",
-            result.seconds,
+            found.exact[0] / result.speed,
             result.psnr,
         )
         for entry, result in _complete(found)
@@ -84,19 +84,19 @@ def table(found: Found) -> list[str]:
         f"  {'plan':<30}{'seconds':>9}{'faster':>8}{'steps':>7}{'calls':>7}{'PSNR worst':>12}{'median':>8}{'SSIM':>7}"
         f"{'HaarPSI':>9}{'flicker':>9}"
     ]
-    for entry, result in sorted(_complete(found), key=lambda each: each[1].seconds):
+    for entry, result in sorted(_complete(found), key=lambda each: -each[1].speed):
         mark = ">" if entry is found.chosen else "*" if entry in found.front else " "
-        lines.append(_line(f"{mark} {entry.name}", result, entry))
+        lines.append(_line(f"{mark} {entry.name}", result, entry, found.exact[0]))
     if found.holdout is not None:
-        lines.append(_line("  chosen, on what was held out", found.holdout, found.chosen))
+        lines.append(_line("  chosen, on what was held out", found.holdout, found.chosen, found.exact[0]))
     return lines
 
 
 def conclusion(found: Found) -> str:
     """One sentence: what was found."""
-    result = found.chosen.result()
+    result, exact = found.chosen.result(), found.exact[0]
     what = (
-        f"{result.speed:.2f} times as fast ({found.exact[0]:.3g} s to {result.seconds:.3g} s of denoising, "
+        f"{result.speed:.2f} times as fast ({exact:.3g} s to {exact / result.speed:.3g} s of denoising, "
         f"{result.speed_total:.2f} times in all) at {result.psnr:.1f} dB in the worst of {result.trials} prompts and "
         f"seeds"
     )
@@ -111,11 +111,11 @@ def conclusion(found: Found) -> str:
     return f"no plan is {found.task.goal}; the nearest is {name}: {what}"
 
 
-def _line(name: str, result: Result, entry: Entry) -> str:
+def _line(name: str, result: Result, entry: Entry, exact: float) -> str:
     measures, count = result.fidelity, sum(calls(entry).values())
     return (
-        f"{name:<32}{result.seconds:>9.3g}{result.speed:>7.2f}x{entry.plan.steps:>7}{count:>7g}{result.psnr:>12.2f}"
-        f"{result.psnr_median:>8.2f}{measures['ssim']:>7.3f}{measures['haarpsi']:>9.3f}{measures['flicker']:>9.3f}"
+        f"{name:<32}{exact / result.speed:>9.3g}{result.speed:>7.2f}x{entry.plan.steps:>7}{count:>7g}"
+        f"{result.psnr:>12.2f}{result.psnr_median:>8.2f}{measures['ssim']:>7.3f}{measures['haarpsi']:>9.3f}{measures['flicker']:>9.3f}"
     )
 
 
@@ -161,13 +161,13 @@ def _comparisons(found: Found, measure: Measure, fps: int) -> list[Comparison]:
 
 
 def _rivals(found: Found) -> Sequence[Entry]:
-    """Of each family of baselines the one whose seconds are nearest to the chosen plan's."""
-    wanted = found.chosen.result().seconds
+    """Of each family of baselines the one whose speed is nearest to the chosen plan's."""
+    wanted = found.chosen.result().speed
     nearest: dict[str, Entry] = {}
     for entry, result in _complete(found):
         if entry.baseline and entry is not found.chosen:
             other = nearest.get(entry.family)
-            if other is None or abs(result.seconds - wanted) < abs(other.result().seconds - wanted):
+            if other is None or abs(result.speed - wanted) < abs(other.result().speed - wanted):
                 nearest[entry.family] = entry
     return list(nearest.values())
 
