@@ -313,7 +313,8 @@ def test_without_diffusers_it_says_what_to_install(typed: Typed, monkeypatch: py
         ("--prompts p.txt", 2, "many videos need a folder; name it with -o"),
         ("--prompts p.txt -o a.mp4", 2, "with --prompts -o is a folder, not a.mp4; name it a"),
         ("--prompts absent.txt -o out", 1, "cannot read absent.txt: No such file or directory"),
-        ("--prompt a --num-videos 2", 2, "--num-videos is for a file of --prompts"),
+        ("--prompt a --num-videos 2", 2, "many videos need a folder; name it with -o"),
+        ("--prompt a --num-videos 2 -o a.mp4", 2, "with --num-videos -o is a folder, not a.mp4; name it a"),
         ("--from absent.json", 1, "cannot read absent.json: No such file or directory"),
         (
             "--from plan.json",
@@ -522,3 +523,16 @@ def test_two_do_not_make_the_same_file_at_once(typed: Typed, monkeypatch: pytest
     with reserved(Path("a.mp4")):
         assert typed("--prompt", "a cat", *SMALL, "-o", "a.mp4") == 1
     assert "a.mp4; wait for it, or choose another name with -o" in typed.err
+
+
+def test_several_videos_of_one_prompt_go_into_a_folder(typed: Typed, place: Path) -> None:
+    arguments = ("--prompt", "a cat", *SMALL, "--num-videos", "2", "-o", "out", "--seed", "-1")
+    assert typed(*arguments) == 0
+    assert typed.out.startswith("out: 2 made, ")
+    assert names(place / "out") == ["a-cat-2.json", "a-cat-2.mp4", "a-cat.json", "a-cat.mp4", "results.jsonl"]
+    first, second = (Record.read(f"out/a-cat{number}.json").request.seed for number in ("", "-2"))
+    assert second == first + 1
+    assert typed(*arguments) == 0
+    assert typed.out.startswith("out: 0 made, 2 there already, ")
+    assert typed("--from", "out/a-cat.json", "--num-videos", "2", "-o", "out") == 2
+    assert "--from makes one video; leave --num-videos out" in typed.err

@@ -100,6 +100,11 @@ def load_options(given: Mapping[str, Any], record: Record | None) -> dict[str, A
     return load
 
 
+def is_many(given: Mapping[str, Any]) -> bool:
+    """Whether -o is a folder of videos."""
+    return given["prompts"] is not None or given["num_videos"] > 1
+
+
 def check_usage(given: Mapping[str, Any], record: Record | None) -> None:
     """Refuse options that exclude or need one another.
 
@@ -114,18 +119,19 @@ def check_usage(given: Mapping[str, Any], record: Record | None) -> None:
             check_text(str(value), f"--{name.replace('_', '-')}")
     if given["prompt"] is not None and not given["prompt"].strip():
         raise UsageError("--prompt is empty; say what the video shall show")
-    if given["prompts"] is not None:
-        if given["prompt"] is not None or record is not None:
+    if is_many(given):
+        if given["prompts"] is not None and (given["prompt"] is not None or record is not None):
             raise UsageError("--prompts brings its own prompts; leave --prompt and --from out")
+        if record is not None:
+            raise UsageError("--from makes one video; leave --num-videos out, or give --prompt instead")
         if given["output"] is None:
             raise UsageError("many videos need a folder; name it with -o")
         if given["output"].suffix.lower() in SUFFIXES:
             raise UsageError(
-                f"with --prompts -o is a folder, not {given['output']}; name it {given['output'].stem}"
+                f"with {'--prompts' if given['prompts'] is not None else '--num-videos'} -o is a folder, not "
+                f"{given['output']}; name it {given['output'].stem}"
             )
-    elif given["num_videos"] > 1:
-        raise UsageError("--num-videos is for a file of --prompts; give one, or run it once a --seed")
-    elif given["prompt"] is None and record is None and given["model"] is not None:
+    if given["prompt"] is given["prompts"] is None and record is None and given["model"] is not None:
         raise UsageError("there is nothing to show; give --prompt, --prompts or --from")
     chosen = [name for name in ("plan", "use_attentioncache", "block_cache") if given[name]]
     if len(chosen) > 1:
@@ -186,7 +192,7 @@ def make_maker(
         pipeline = VideoPipeline.load(**options, layout=layout if layout.world > 1 else None)
     named = any(load.get(name) is not None for name in ("model", "transformer_file"))
     theirs.check_task(given["task"], pipeline, built_in=not named)
-    seconds = {"load": time.monotonic() - begun} if given["prompts"] is None else {}
+    seconds = {"load": time.monotonic() - begun} if not is_many(given) else {}
     return Maker(
         pipeline,
         {**load, "dtype": str(pipeline.components.dtype).removeprefix("torch.")},

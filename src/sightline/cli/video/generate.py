@@ -17,6 +17,7 @@ from sightline.cli.video import theirs
 from sightline.cli.video.building import (
     check_usage,
     in_options,
+    is_many,
     load_options,
     make_maker,
     plan_steps,
@@ -134,19 +135,19 @@ def _generate(given: dict[str, Any], voice: Voice) -> None:
 
     record = None if given["again"] is None else Record.read(given["again"])
     settings = settings_of(given)
-    if given["prompts"] is not None and given["seed"] == DRAWN:
+    if is_many(given) and given["seed"] == DRAWN:
         settings["seed"] = DRAWN  # a batch that goes on takes what was drawn
     load = load_options(given, record)
     check_usage(given, record)
     settings |= plan_steps(given)
-    rows, bad = read_prompts(given["prompts"]) if given["prompts"] is not None else ([], [])
+    rows, bad = read_prompts(given["prompts"]) if given["prompts"] is not None else ([_row(given)], [])
     sizes = sizes_of(given, record)
     with joined(*sizes, load.get("device")) as layout, watched(layout), in_options(), ExitStack() as held:
         voice.settled = True
-        if given["output"] is not None and given["prompts"] is None and layout.leads:
+        if given["output"] is not None and not is_many(given) and layout.leads:
             _reserve(given, given["output"], held)  # before the model is loaded
         maker = make_maker(given, record, load, layout)
-        if given["prompts"] is None:
+        if not is_many(given):
             _one(given, maker, record, settings, held)
         else:
             _many(given, maker, rows, bad, settings)
@@ -226,6 +227,17 @@ def _print_batch(batch: Batch, seconds: float, as_json: bool) -> None:
     )
 
 
+def _prompt(given: Mapping[str, Any]) -> str:
+    return _BUILT_IN_PROMPT if given["prompt"] is None else given["prompt"]
+
+
+def _row(given: Mapping[str, Any]) -> Row:
+    """The prompt of the command line, as a file of prompts would have it."""
+    from sightline.video.prompts import Row, slug
+
+    return Row(1, 1, _prompt(given), name=slug(_prompt(given)))
+
+
 def _order(given: Mapping[str, Any], maker: Maker, record: Record | None, settings: dict[str, Any]) -> Order:
     """What is made, and for --from whether it can be the same.
 
@@ -237,7 +249,7 @@ def _order(given: Mapping[str, Any], maker: Maker, record: Record | None, settin
 
     settings = as_said(maker.pipeline.layout, settings)
     if record is None:
-        return maker.order(_BUILT_IN_PROMPT if given["prompt"] is None else given["prompt"], **settings)
+        return maker.order(_prompt(given), **settings)
     said = {} if given["prompt"] is None else {"prompt": given["prompt"]}
     order = maker.order_for(Request(**(record.request.to_json() | settings | said)))
     if record.setting.weights not in (None, order.setting.weights):

@@ -49,7 +49,10 @@ Prompts = Annotated[
     _option("--prompts", help="A prompt a line, or jsonl with settings of their own; -o is a folder then."),
 ]
 NumVideos = Annotated[
-    int, _option("--num-videos", min=1, help="Videos of each prompt, with the seeds that follow.")
+    int,
+    _option(
+        "--num-videos", min=1, help="Videos of each prompt, with the seeds that follow; -o is a folder then."
+    ),
 ]
 
 # Where it goes.
