@@ -173,22 +173,22 @@ def in_options() -> Iterator[None]:
 def make_maker(
     given: Mapping[str, Any], record: Record | None, load: dict[str, Any], layout: Layout
 ) -> Maker:
-    with Waiting("starting"):  # libraries take a while from a slow disk
-        from sightline.video.making import Maker
-        from sightline.video.pipeline import VideoPipeline
-        from sightline.video.plan import Plan
-
-    # Read before the model is loaded, which may take minutes.
-    plan = None if given["plan"] is None else Plan.load(given["plan"])
-    anyway = given["plan_anyway"]
-    if plan is None and record is not None:
-        plan, anyway = record.plan, anyway or record.plan_anyway
-    begun = time.monotonic()
     parallel = {"processes": layout.world, "ulysses": layout.ulysses, "cfg": layout.cfg}
     options = dict(load)
     if layout.world == 1 and options.pop("vae_parallel", None) and given["vae_parallel"]:
         note("--vae-parallel changes nothing: this is one process; start several with torchrun")
+    anyway = given["plan_anyway"]
+    # Around the imports too, which take long from a slow disk.
     with Waiting("loading the model"):
+        from sightline.video.making import Maker
+        from sightline.video.pipeline import VideoPipeline
+        from sightline.video.plan import Plan
+
+        # Read before the model is loaded, which may take minutes.
+        plan = None if given["plan"] is None else Plan.load(given["plan"])
+        if plan is None and record is not None:
+            plan, anyway = record.plan, anyway or record.plan_anyway
+        begun = time.monotonic()
         pipeline = VideoPipeline.load(**options, layout=layout if layout.world > 1 else None)
     named = any(load.get(name) is not None for name in ("model", "transformer_file"))
     theirs.check_task(given["task"], pipeline, built_in=not named)

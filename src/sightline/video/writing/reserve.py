@@ -21,12 +21,14 @@ def reserved(path: Path) -> Iterator[None]:
     Raises:
         SightlineError: another process makes one, or nothing can be written there.
     """
-    path = path.absolute()
-    folder = path.parent
+    whole = path.absolute()
+    folder = whole.parent
     while not folder.exists():
         folder = folder.parent
     # One for each target: many videos may be made in one folder at once.
-    token = folder / f"{STAGING}{hashlib.sha256(str(path).encode(errors='surrogateescape')).hexdigest()[:16]}"
+    token = (
+        folder / f"{STAGING}{hashlib.sha256(str(whole).encode(errors='surrogateescape')).hexdigest()[:16]}"
+    )
     try:
         token.mkdir(exist_ok=True)
     except OSError as error:
