@@ -64,6 +64,8 @@ def test_a_process_alone_sends_nothing_and_computes_everything() -> None:
             "torchrun --nproc_per_node=4 -m sightline video",
         ),
         (["mine.py", "x"], "torchrun --nproc_per_node=4 mine.py x"),
+        (["-c"], ": start the program with torchrun --nproc_per_node=4"),
+        (["/usr/bin/sightline"], ": start the program with torchrun --nproc_per_node=4"),
     ],
 )
 def test_without_torchrun_the_command_to_type_is_told(

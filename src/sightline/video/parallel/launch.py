@@ -96,9 +96,10 @@ def _not_started(ulysses: int, cfg: int) -> str:
     own = program.name == "sightline" or program.parts[-2:] == ("sightline", "__main__.py")
     command = ["torchrun", f"--nproc_per_node={count}", *(["-m", "sightline"] if own else [str(program)])]
     sizes = f"--ulysses-size {ulysses}" + (f" --cfg-size {cfg}" if cfg > 1 else "")
-    return (
-        f"{sizes} needs {count} processes and this is one alone: run {shlex.join([*command, *sys.argv[1:]])}"
-    )
+    alone = f"{sizes} needs {count} processes and this is one alone"
+    if program.name in ("", "-c") or (own and len(sys.argv) == 1):  # called in Python: the line is not known
+        return f"{alone}: start the program with torchrun --nproc_per_node={count}"
+    return f"{alone}: run {shlex.join([*command, *sys.argv[1:]])}"
 
 
 def _accelerator(device: Any) -> Accelerator:
