@@ -342,3 +342,9 @@ def test_a_damaged_record_says_what_to_do(maker: Maker, tmp_path: Path) -> None:
     for name in ("0001-one.mp4", "0001-one.json"):
         (tmp_path / name).unlink()
     assert run(maker, rows("one"), tmp_path).count("done") == 1
+
+
+def test_half_written_results_are_removed(maker: Maker, tmp_path: Path) -> None:
+    (tmp_path / ".results.jsonl.abc").write_text("{")
+    run(maker, rows("one"), tmp_path)
+    assert names(tmp_path) == ["0001-one.json", "0001-one.mp4", "results.jsonl"]

@@ -264,6 +264,10 @@ def _held(folder: Path, writes: bool) -> Iterator[None]:
     ):
         _check_results(folder / RESULTS)
         remove_leftovers(folder)
+        for left in folder.glob(
+            f".{RESULTS}.*"
+        ):  # of a process killed while it wrote them; no other one does now
+            left.unlink(missing_ok=True)
         yield
 
 

@@ -277,5 +277,5 @@ def _decoded(path: Path) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise SightlineError(f"cannot read {path} as a video: {first_line(error)}") from error
     if not frames:
-        raise SightlineError(f"{path} holds no frames")
+        raise SightlineError(f"{path} holds no frames; it is damaged or empty, so make it again")
     return np.stack(frames)
