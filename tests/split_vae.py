@@ -96,5 +96,6 @@ def _pipeline(rank: int, group: Any, folder: str, parallel: bool) -> Any:
     from sightline.video.parallel.layout import Layout
     from sightline.video.pipeline import VideoPipeline
 
-    layout = Layout(rank=rank, world=group.size(), ulysses=group.size(), everyone=group)
+    # Only decoding is spread: the model has fewer heads than there may be ranks.
+    layout = Layout(rank=rank, world=group.size(), everyone=group)
     return VideoPipeline.load(folder, device="cpu", layout=layout, vae_parallel=parallel)
