@@ -6,8 +6,8 @@ r"""Step caching against its peers in one run: seconds of denoising against the 
 
 Ours are the plans that a search left, on other prompts and seeds than those that are measured here:
 
-    sightline video search --prompts benchmarks/caching/search_prompts.txt --seeds 0,1 --steps 50 --dtype fp32 \
-        --budget 2x -o runs/bench/search
+    sightline video search --prompts benchmarks/caching/search_prompts.txt --seeds 0 --steps 50 --dtype fp32 \
+        --budget 2x --minutes 1 -o runs/bench/search
 
 The peer of another package runs in a Python of its own (`benchmarks/caching/engines/cache_dit.py` says how it is made).
 Contestants: exact runs (diffusers' pipeline and ours, which must agree), fewer steps, plans by rule, searched plans,
