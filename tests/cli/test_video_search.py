@@ -88,6 +88,9 @@ def test_a_search_ends_in_a_plan_that_generate_takes(
     code, out, err = search(capsys, folder, *options[:-2], "--seeds", "0,1", "-o", folder / "found")
     assert code == 1
     assert "holds a search with other settings: subjects" in err
+    code, out, err = search(capsys, folder, *options, "--guidance", 2)
+    assert code == 1
+    assert "holds a search with other settings: setting.guidance (" in err
 
 
 def test_what_cannot_be_reached_is_told_and_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

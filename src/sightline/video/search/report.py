@@ -87,6 +87,7 @@ def table(found: Found) -> list[str]:
     for entry, result in sorted(_complete(found), key=lambda each: -each[1].speed):
         mark = ">" if entry is found.chosen else "*" if entry in found.front else " "
         lines.append(_line(f"{mark} {entry.name}", result, entry, found.exact[0]))
+    lines.append("  > chosen; * nothing else is both faster and nearer")
     if found.holdout is not None:
         lines.append(_line("  chosen, on what was held out", found.holdout, found.chosen, found.exact[0]))
     return lines

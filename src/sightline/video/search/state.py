@@ -78,6 +78,7 @@ class State:
 
 
 def _check(known: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    known, wanted = _flat(known), _flat(wanted)
     differing = [
         f"{name} ({_short(known.get(name))}, here {_short(wanted.get(name))})"
         for name in dict.fromkeys((*known, *wanted))
@@ -88,6 +89,16 @@ def _check(known: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) ->
             f"{folder} holds a search with other settings: {'; '.join(differing)}; give the same ones to go on with "
             f"it, or another output folder"
         )
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Fields of objects in it beside its own, by path, so that a difference has the name of a field."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat.update(
+            _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
+        )
+    return flat
 
 
 def _short(value: Any) -> str:
