@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,17 @@ def test_a_worker_that_does_not_start_or_ends_is_told_with_its_words(tmp_path: P
         Worker("peer", sys.executable, tmp_path, "float32", 1)
 
 
+@pytest.fixture
+def own_threads() -> Iterator[None]:
+    """The benchmark sets this process's threads, and the number decides the last bits of later tests' sums."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("own_threads")
 def test_contestants_are_compared_end_to_end(tmp_path: Path, capsys: Any) -> None:
     """A random model in few steps; cache-dit's Python is one without it, which leaves it out and is told."""
     model = make_wan_folder(tmp_path / "wan")
