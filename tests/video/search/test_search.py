@@ -122,7 +122,7 @@ def test_another_search_in_the_folder_is_refused_with_what_differs(tmp_path: Pat
     given = task()
     State(tmp_path / "found", identity(given, PretendedRunner()))
     with pytest.raises(
-        SightlineError, match=r'rounds \(1, here 3\).*setting \(\{"steps": 12.*another output folder'
+        SightlineError, match=r"rounds \(1, here 3\).*setting.steps \(12, here 10\).*another output folder"
     ):
         run(tmp_path / "found", task(rounds=3), PretendedRunner(steps=10))
     (tmp_path / "other").mkdir()
