@@ -225,7 +225,8 @@ class VideoPipeline:
             )
         parts, mine = self.components, self.layout.mine(texts)
         if cache is None:
-            cache = StepCache(exact(self._bare(request)), share=len(mine) > 1)
+            # Of the setting only the steps count in what is computed whole: no look at the weights.
+            cache = StepCache(exact(Setting(steps=request.steps)), share=len(mine) > 1)
         solver = make_solver(request, parts.scheduler, parts.device)
         with torch.inference_mode(), parts.on_device("transformer") as model, attached(model, cache):
             latents = denoise(
@@ -311,19 +312,15 @@ class VideoPipeline:
         both = len(self.layout.branches) > 1 and setting.guidance is not None and setting.guidance > 1
         return StepCache(plan, share=both)
 
-    def _bare(self, request: Request) -> Setting:
-        """Enough of a setting for a plan that computes everything: no look at the weights."""
-        return Setting(steps=request.steps)
-
     def _encoded(self, encoder: Any, text: str) -> Tensor:
         import torch
 
-        parts, length = self.components, self.components.defaults.text_length
-        ids = parts.tokenizer(clean(text), return_attention_mask=False, verbose=False)["input_ids"]
+        parts, length, text = self.components, self.components.defaults.text_length, clean(text)
+        ids = parts.tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
         if len(ids) > length:
             note(f"warning: a prompt has {len(ids)} tokens, and this model reads the first {length}")
         tokens = parts.tokenizer(
-            clean(text), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            text, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         where = next(encoder.parameters()).device
         mask = tokens["attention_mask"].to(where)
