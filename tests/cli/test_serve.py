@@ -173,6 +173,12 @@ def _processor_seconds(pid: int) -> float:
     return float(used.user + used.system)
 
 
+@pytest.fixture(autouse=True)
+def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command sets up its process's log for good, and this process is not its own."""
+    monkeypatch.setattr("sightline.server.logs.set_up_logs", lambda settings: None)
+
+
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """The exit code and the one line of error of a server that does not start."""
     with pytest.raises(SystemExit) as left:

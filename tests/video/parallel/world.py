@@ -166,7 +166,9 @@ def work(rank: int) -> dict[str, Any]:
                     continue
                 key = f"{name} {plan_name}" + (" operators" if operators else "")
                 found[key] = generate(model, plan, layout, cache_first=bool(number % 2))
-    found["undone"] = generate(model, None, Layout())
+    with Sent() as watched:
+        found["undone"] = generate(model, None, Layout())
+    found["sent undone"] = watched.calls
     if "U3" in layouts:
         found["sent uneven"] = sent(HEADS, noise(), layouts["U3"])
         found["exchange"] = there_and_back(layouts["U3"])

@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,16 +156,20 @@ def test_a_failure_behind_the_video_leaves_nothing(
     assert names(tmp_path) == []
 
 
+# Not a fork of this process: its libraries have threads, and a fork may wait for ever for what they held.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import test_save
+test_save.saving._write_record = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+test_save.keep(Path({path!r}))
+"""
+
+
 def test_a_process_that_is_killed_leaves_no_video_and_its_rest_is_removed(tmp_path: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        try:
-            saving._write_record = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
-            keep(tmp_path / "cat.mp4")
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    program = KILLED.format(paths=[str(Path(__file__).parent)], path=str(tmp_path / "cat.mp4"))
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == -signal.SIGKILL
     (left,) = names(tmp_path)
     assert left.startswith(".sightline-video.")
     assert made(tmp_path / "cat.mp4") is None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,30 @@ def save_several(numbers: list[int]) -> None:
         store.save(surroundings, Measurement(problem, (Trial("sdpa", "BNSD", True, 1.0, 0.0),), "today"))
 
 
+# They begin to write when all of them are there.
+WRITER = """
+import sys
+sys.path[:0] = {paths!r}
+import test_store
+print("ready", flush=True)
+sys.stdin.read()
+test_store.save_several({numbers})
+"""
+
+
 def test_processes_that_write_at_the_same_time_lose_nothing(cache: Path) -> None:
-    context = multiprocessing.get_context("fork")  # quick, and harmless: nothing is computed in them
-    parts = [list(range(start, start + 10)) for start in (1, 11, 21, 31)]
-    processes = [context.Process(target=save_several, args=(part,)) for part in parts]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=60)
-    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    writers = []
+    for start in (1, 11, 21, 31):
+        program = WRITER.format(paths=[str(Path(__file__).parent)], numbers=[*range(start, start + 10)])
+        pipe = subprocess.PIPE
+        writers.append(subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True))
+    for writer in writers:
+        assert writer.stdout
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.close()
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0, 0]
     assert sorted(known.problem.queries for known in measurements(CPU)) == list(range(1, 41))
     left = sorted(path.suffix for path in (cache / "attention").iterdir())
     assert left == [".json", ".lock"]
