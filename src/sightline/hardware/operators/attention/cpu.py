@@ -1,9 +1,9 @@
-"""Paged attention on a CPU, without copying the cache.
+"""Paged attention on a CPU: what is short is copied together, what is long is read where it lies.
 
 A head's keys and values lie one after the other, so neighbouring blocks of a sequence are one matrix. The block pool
 hands out neighbours where it can; a sequence then is one run, and a few runs where blocks are shared or memory is
-short. Each run is read in place. Decoding sequences of about one length that lie at equal distances, as the block pool
-puts sequences that came together, are one product: an operator's fixed cost is then paid once.
+short. A prompt's chunks and a sequence that decodes alone read each run in place. Several that decode are two products
+over a copy of their keys and values: an operator's fixed price for each sequence is more than the copy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sightline.hardware.operators.attention.cpu_plan import Batch, CpuPlan, Run, make_plan
+from sightline.hardware.operators.attention.cpu_plan import CpuPlan, Group, Run, make_plan
 from sightline.hardware.operators.attention.paged import PagedAttention, Piece, device_of_each
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -23,6 +23,9 @@ _FUSED_BELOW = 512
 
 # So little is sooner copied into one run than read run by run.
 _COPIED_BELOW = 2048
+
+# Keys, or values, of a layer that are copied together.
+_MOST_COPIED = 32 << 20
 
 # Scores of a chunk that are held at a time (8 MiB in bf16).
 _SCORES = 1 << 22
@@ -56,7 +59,8 @@ class CpuAttention(PagedAttention):
 
     def plan(self, pieces: list[Piece]) -> CpuPlan:
         self.check(pieces)
-        return make_plan(pieces, self.block_size)
+        token = self._keys[0][:, 0]
+        return make_plan(pieces, self.block_size, _MOST_COPIED // (token.numel() * token.element_size()))
 
     def attend(
         self,
@@ -72,12 +76,10 @@ class CpuAttention(PagedAttention):
         keys.index_copy_(1, slots, key.transpose(0, 1))
         values.index_copy_(1, slots, value.transpose(0, 1))
         output = torch.empty_like(query)
-        for batch in plan.batches:
-            rows = batch.rows
-            if rows.stop - rows.start == 1:
-                _decode(query[rows.start], keys, values, batch.parts[0], scale, output[rows.start])
-            else:
-                _decode_together(query[rows], keys, values, batch, scale, output[rows])
+        for group in plan.groups:
+            output[group.index] = _together(query[group.index], keys, values, group, scale)
+        for row, parts in plan.alone:
+            _decode(query[row], keys, values, parts, scale, output[row])
         for part, seen in plan.chunks:
             context = [(keys[:, at : at + n], values[:, at : at + n]) for at, n in seen]
             output[part] = _chunk(query[part], key[part], value[part], context, scale)
@@ -107,57 +109,32 @@ def _decode(
     output.copy_(mixed.view_as(output))
 
 
-def _decode_together(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    batch: Batch,
-    scale: float,
-    output: torch.Tensor,
-) -> None:
-    """A token of each sequence of a batch. query and output [sequences, heads, head_dim]."""
-    count, runs_of_first = len(query), batch.runs
-    shared = (query * scale).view(count, keys.shape[0], -1, query.shape[-1])
-    placed = output.view_as(shared)
-    for head in range(keys.shape[0]):
-        seen_keys, seen_values = (
-            [
-                _strided(cache[head], run, distance, count)
-                for run, distance in zip(runs_of_first, batch.distances, strict=False)
-            ]
-            for cache in (keys, values)
-        )
-        if batch.rest is not None:
-            seen_keys.append(keys[head].index_select(0, batch.rest).unflatten(0, (count, -1)))
-            seen_values.append(values[head].index_select(0, batch.rest).unflatten(0, (count, -1)))
-        placed[:, head] = _products(shared[:, head], seen_keys, seen_values, batch.unseen)
-
-
-def _strided(cache: torch.Tensor, run: Run, distance: int, count: int) -> torch.Tensor:
-    """A run, and its like in the next sequences: [count, tokens, head_dim] of a head's [slots, head_dim]."""
-    slots, width = cache.stride()
-    offset = cache.storage_offset() + run[0] * slots
-    return cache.as_strided((count, run[1], cache.shape[1]), (distance * slots, slots, width), offset)
-
-
-def _products(
-    query: torch.Tensor,
-    keys: list[torch.Tensor],
-    values: list[torch.Tensor],
-    unseen: torch.Tensor | None = None,
+def _together(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: Group, scale: float
 ) -> torch.Tensor:
+    """A token of each sequence of a group: [sequences, heads, head_dim] -> the same."""
+    heads, slots, width = keys.shape
+    places = group.places(heads, slots)
+    seen_keys, seen_values = (
+        cache.view(-1, width).index_select(0, places).view(len(query), heads, -1, width)
+        for cache in (keys, values)
+    )
+    scores = torch.matmul((query * scale).view(len(query), heads, -1, width), seen_keys.transpose(2, 3))
+    if group.unseen is not None:
+        scores.masked_fill_(group.unseen, -torch.inf)
+    return torch.matmul(torch.softmax(scores, dim=-1), seen_values).view_as(query)
+
+
+def _products(query: torch.Tensor, keys: list[torch.Tensor], values: list[torch.Tensor]) -> torch.Tensor:
     """Attention of rows to all of `keys`, run by run.
 
     Args:
         query: [B, rows, D], scaled; keys, values: of each run [B, tokens, D].
-        unseen: bool [B, 1, tokens of the last run], True where there is nothing to see.
 
     Returns:
         [B, rows, D]
     """
     scores = [_scores(query, part) for part in keys]
-    if unseen is not None:
-        scores[-1].masked_fill_(unseen, -torch.inf)
     weights = torch.softmax(scores[0] if len(scores) == 1 else torch.cat(scores, dim=2), dim=-1)
     return _weighted(weights, values)
 

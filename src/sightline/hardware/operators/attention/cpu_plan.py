@@ -1,106 +1,118 @@
-"""What a step of the CPU's attention reads: where each sequence lies in the cache, and which are read together."""
+"""What a step of the CPU's attention reads: which sequences are read together, and where each other one lies."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 import torch
 
 from sightline.hardware.operators.attention.paged import Piece, Plan, packed_slots, runs
 
-# Sequences are batched whose lengths differ by no more than so many tokens; those are copied.
-_MOST_REST = 128
+# Operators have a price of their own: filling up by so many tokens costs as much as one group more (measured).
+_MOST_FILLED = 1024
 
 Run = tuple[int, int]  # first slot and number of tokens
 
 
 @dataclass
-class Batch:
-    """Decoding sequences that are attended to together.
+class Group:
+    """Decoding sequences that are attended to together, over a copy of what they see.
 
     Attributes:
-        rows: their places in the packed step, neighbours.
-        parts: the runs of each of them: as many, and of one length but for the last.
-        distances: slots from one sequence's run to the next one's, for each run.
-        rest: slots of the tokens that the longer ones have beyond the shortest, int64 [sequences * most], filled up
-            with a slot of the sequence's own; `unseen` is True there, [sequences, 1, most]. A short last run behind
-            another one (an answer behind a cached prompt) is rest as a whole: one part less to multiply.
+        rows: their places in the packed step.
+        slots: int64 [sequences, most]: of each one's tokens, filled up with its own last one, for nothing else in the
+            cache is sure to hold numbers.
+        ends: int64 [sequences], tokens of each.
     """
 
-    rows: slice
-    parts: list[list[Run]]
-    distances: list[int] = field(default_factory=list)
-    rest: torch.Tensor | None = None
-    unseen: torch.Tensor | None = None
+    rows: list[int]
+    slots: np.ndarray
+    ends: np.ndarray
 
-    @property
-    def runs(self) -> list[Run]:
-        """What is read in place of the first sequence: its runs, the last one as short as the shortest."""
-        *equal, (first, _) = self.parts[0]
-        return [*equal, (first, self._in_place)] if self._in_place else equal
+    @cached_property
+    def index(self) -> slice | torch.Tensor:
+        """The rows, for a tensor of the step."""
+        first, last = self.rows[0], self.rows[-1]
+        neighbours = last - first + 1 == len(self.rows)
+        return slice(first, last + 1) if neighbours else torch.tensor(self.rows)
 
-    @property
-    def _in_place(self) -> int:
-        """Tokens of the last run that are not rest."""
-        lengths = [part[-1][1] for part in self.parts]
-        return 0 if len(self.parts[0]) > 1 and max(lengths) <= _MOST_REST else min(lengths)
+    @cached_property
+    def unseen(self) -> torch.Tensor | None:
+        """bool [sequences, 1, 1, most], True where a sequence is filled up; None where none is."""
+        most = self.slots.shape[1]
+        if (self.ends == most).all():
+            return None
+        return torch.from_numpy(np.arange(most) >= self.ends[:, None])[:, None, None]
 
-    def take(self, parts: list[Run]) -> bool:
-        """Add the next row's sequence if it is like the others."""
-        first, count = self.parts[0], len(self.parts)
-        if len(parts) != len(first) or any(
-            one[1] != two[1] for one, two in zip(parts[:-1], first[:-1], strict=True)
-        ):
-            return False
-        steps = [at - start for (start, _), (at, _) in zip(first, parts, strict=True)]
-        if min(steps) < 0 or (count > 1 and steps != [count * distance for distance in self.distances]):
-            return False
-        lengths = [part[-1][1] for part in [*self.parts, parts]]
-        if max(lengths) - min(lengths) > _MOST_REST:
-            return False
-        self.distances = self.distances or steps
-        self.parts.append(parts)
-        self.rows = slice(self.rows.start, self.rows.stop + 1)
-        return True
+    def places(self, heads: int, slots: int) -> torch.Tensor:
+        """int64 [sequences * heads * most]: rows of a cache [heads * slots, D] with `slots` slots for each head."""
+        if self._places is None:
+            firsts = slots * np.arange(heads)
+            self._places = torch.from_numpy((self.slots[:, None] + firsts[:, None]).ravel())
+        return self._places
 
-    def finish(self) -> None:
-        """Note what is beyond the shortest, when all are there."""
-        lengths = torch.tensor([part[-1][1] for part in self.parts])
-        shortest = self._in_place
-        most = int(lengths.max()) - shortest
-        if most:
-            places = torch.arange(shortest, shortest + most).expand(len(lengths), -1)
-            firsts = torch.tensor([part[-1][0] for part in self.parts])
-            self.rest = (torch.minimum(places, lengths[:, None] - 1) + firsts[:, None]).flatten()
-            self.unseen = (places >= lengths[:, None])[:, None]
+    _places: torch.Tensor | None = None
 
 
 @dataclass
 class CpuPlan(Plan):
-    """Adds what decodes, in batches, and each chunk of a prompt with the runs of its context."""
+    """Adds what decodes, together or alone, and each chunk of a prompt with the runs of its context."""
 
-    batches: list[Batch] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    alone: list[tuple[int, list[Run]]] = field(default_factory=list)
     chunks: list[tuple[slice, list[Run]]] = field(default_factory=list)
 
 
-def make_plan(pieces: list[Piece], block_size: int) -> CpuPlan:
-    """Decoding tokens in batches, and chunks of prompts, in the order of the packed step."""
+def make_plan(pieces: list[Piece], block_size: int, most: int) -> CpuPlan:
+    """The step's decoding tokens in groups, which copy up to `most` tokens each, and its chunks of prompts."""
     plan = CpuPlan(
         pieces=pieces,
         tokens=sum(piece.length for piece in pieces),
         arrays={"slots": packed_slots(pieces, block_size)},
     )
+    decoding: list[tuple[int, Piece]] = []
     start = 0
     for piece in pieces:
-        part = slice(start, start + piece.length)
         if piece.length > 1:
+            part = slice(start, start + piece.length)
             plan.chunks.append((part, runs(piece.table, piece.context, block_size)))
         else:
-            seen = runs(piece.table, piece.end, block_size)
-            last = plan.batches[-1] if plan.batches else None
-            if last is None or last.rows.stop != start or not last.take(seen):
-                plan.batches.append(Batch(part, [seen]))
+            decoding.append((start, piece))
         start += piece.length
-    for batch in plan.batches:
-        batch.finish()
+    for group in _grouped(decoding, most):
+        if len(group) == 1:
+            ((row, piece),) = group
+            plan.alone.append((row, runs(piece.table, piece.end, block_size)))
+        else:
+            plan.groups.append(_group(sorted(group, key=lambda one: one[0]), block_size))
     return plan
+
+
+def _grouped(decoding: list[tuple[int, Piece]], most: int) -> list[list[tuple[int, Piece]]]:
+    """Those of about one length, the longest first."""
+    groups: list[list[tuple[int, Piece]]] = []
+    longest = filled = 0
+    for one in sorted(decoding, key=lambda one: -one[1].end):
+        end = one[1].end
+        if groups and filled + longest - end <= _MOST_FILLED and (len(groups[-1]) + 1) * longest <= most:
+            groups[-1].append(one)
+            filled += longest - end
+        else:
+            groups.append([one])
+            longest, filled = end, 0
+    return groups
+
+
+def _group(members: list[tuple[int, Piece]], block_size: int) -> Group:
+    ends = np.array([piece.end for _, piece in members])
+    most = int(ends.max())
+    blocks = -(-most // block_size)
+    tables = np.zeros((len(members), blocks), np.int64)
+    for row, (_, piece) in zip(tables, members, strict=True):
+        table = piece.table[:blocks]
+        row[: len(table)] = table
+    places = np.minimum(np.arange(most), ends[:, None] - 1)
+    slots = np.take_along_axis(tables, places // block_size, axis=1) * block_size + places % block_size
+    return Group([row for row, _ in members], slots, ends)
