@@ -39,7 +39,7 @@ class Pool:
             self._pipes[rank].send((count, work, arguments))
         answers = []
         for rank in range(count):
-            assert self._pipes[rank].poll(300), f"rank {rank} of {count} did not answer"
+            assert self._pipes[rank].poll(120), f"rank {rank} of {count} did not answer"
             answers.append(self._pipes[rank].recv())
         failures = [failure for _, failure in answers if failure]
         assert not failures, "\n".join(failures)

@@ -100,7 +100,7 @@ def _transformers(model: Path, limits: Limits, new_tokens: int, pythons: dict[st
     """Answers one request after the other where the model takes pictures; refuses the fields it does not know."""
     python = Path(pythons.get("transformers", sys.executable))
     command = [str(python.with_name("transformers")), "serve", str(model), "--dtype", "bfloat16"]
-    # Without an end token of its own, an answer has all its tokens.
+    # It knows no ignore_eos, and ends at the tokens of the model's own generation config.
     generation = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
     fields = {"generation_config": json.dumps(generation), "stream_options": None}
     return Server("transformers", [*command, "--device", "cpu"], fields=fields, asks_for=str(model))

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -120,7 +121,12 @@ def test_killed_at_any_moment_the_target_is_absent_or_whole(made: Path, job: str
     program = SERVER.format(paths=paths, root=str(made))
     out, partial = made / "out", made / ".out.partial"
     server = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        start_new_session=True,
     )
     assert server.stdin
     assert server.stdout
@@ -160,7 +166,7 @@ def test_killed_at_any_moment_the_target_is_absent_or_whole(made: Path, job: str
         assert killed > KILLS // 2
         assert resumed > KILLS // 4
     finally:
-        server.kill()
+        os.killpg(server.pid, signal.SIGKILL)  # and with it a job that hangs
         server.wait()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from free_ports import free_ports
 
 from sightline.cli.app import main
 from sightline.cli.serve import command
@@ -119,8 +120,7 @@ def test_a_second_signal_ends_at_once(tiny_folder: Path) -> None:
 
 
 def test_an_interrupt_while_the_model_is_loaded(tiny_folder: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    (port,) = free_ports(1)
     with started("--model", str(tiny_folder), "--port", str(port), *SMALL) as process:
         until = time.monotonic() + 60
         while True:
@@ -137,10 +137,7 @@ def test_an_interrupt_while_the_model_is_loaded(tiny_folder: Path) -> None:
 
 def test_the_missions_configuration_serves_on_three_ports(tiny_folder: Path, tmp_path: Path) -> None:
     """As it is in the guide, but for the weights' place and the ports."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        numbers = [one.getsockname()[1], two.getsockname()[1]]
-        with socket.create_server(("127.0.0.1", 0)) as three:
-            numbers.append(three.getsockname()[1])
+    numbers = free_ports(3)
     text = MISSION.read_text().replace("/data/datasets/Qwen2-VL-7B-Instruct", str(tiny_folder))
     for was, number in zip((1040, 1041, 1042), numbers, strict=True):
         text = text.replace(f": {was},", f": {number},")
@@ -282,7 +279,7 @@ def test_what_is_given_is_what_is_used(capsys: pytest.CaptureFixture[str], tmp_p
 def test_it_serves_and_ends_well_whatever_stdout_is(tiny_folder: Path, output: str) -> None:
     if output == "full" and not Path("/dev/full").exists():
         pytest.skip("a file that is always full is Linux's")
-    port = free_port()
+    port = str(free_ports(1)[0])
     command = [
         sys.executable,
         "-m",
@@ -320,9 +317,3 @@ def test_it_serves_and_ends_well_whatever_stdout_is(tiny_folder: Path, output: s
         process.wait()
         if process.stderr is not None:
             process.stderr.close()
-
-
-def free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])

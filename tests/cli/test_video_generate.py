@@ -477,7 +477,7 @@ def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         *arguments,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
 
 
 def test_under_torchrun_one_rank_writes_and_speaks(typed: Typed, folder: Path, place: Path) -> None:

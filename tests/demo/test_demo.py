@@ -51,14 +51,14 @@ def interrupted(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         text=True,
         env={**os.environ, "NO_COLOR": "1"},
     ) as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 180
         while not list(folder.glob("training/checkpoints/*/sightline.json")):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
                 pytest.fail(f"no checkpoint: {process.communicate()}")
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=60)
     return folder, process.returncode, errors
 
 

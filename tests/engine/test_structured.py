@@ -348,7 +348,7 @@ def test_others_go_on_while_one_is_compiled(llm: LLM, in_turn: bool, monkeypatch
     multiple = {"type": "integer", "multipleOf": 99999989 - 20 * in_turn}
     begun = time.perf_counter()
     hostile = engine.add(QUESTIONS[0], SamplingParams(structured_outputs=form(json=multiple)))
-    assert time.perf_counter() - begun < 0.2
+    assert time.perf_counter() - begun < 2
     free = engine.add(QUESTIONS[0], SamplingParams(max_tokens=5, seed=1))
     held = engine.add(
         QUESTIONS[0], SamplingParams(structured_outputs=form(regex=f"[ab]c{{{2 + in_turn}}}"), max_tokens=9)

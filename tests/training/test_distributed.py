@@ -36,7 +36,7 @@ def torchrun(config: TrainConfig, file: Path) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         env=environment,
-        timeout=300,
+        timeout=200,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -284,13 +283,15 @@ def test_killed_run_resumes(settings: Settings, tmp_path: Path) -> None:
         [sys.executable, "-m", "sightline.cli.app", "--quiet", "train", str(file)], stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 120
-    while not list(killed.output.glob("checkpoints/checkpoint-*/sightline.json")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    try:
+        while not list(killed.output.glob("checkpoints/checkpoint-*/sightline.json")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.3)
+    finally:
+        process.kill()
+        process.communicate()
     reached = max(int(path.name.split("-")[1]) for path in killed.output.glob("checkpoints/checkpoint-*"))
     # The same run, ended some steps later by a shorter configuration, in both folders.
     steps = reached + 3

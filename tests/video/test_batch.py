@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -285,12 +284,14 @@ def test_a_killed_run_is_taken_up_again(maker: Maker, folder: Path, tmp_path: Pa
     command += ["--steps", "2", "--dtype", "fp32", "--quiet"]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
     until = time.monotonic() + 120
-    while len(list(out.glob("*.mp4"))) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        while len(list(out.glob("*.mp4"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
     whole = {path.name: path.read_bytes() for path in out.glob("*.mp4")}
     assert 2 <= len(whole) < 6
     batch = run_batch(

@@ -302,7 +302,9 @@ def test_adapters_are_told(tiny_folder: Any) -> None:
     streams = [llm.engine.add("a", params, adapter="words") for _ in range(2)]
     streams[0].wait_opened(30), streams[1].wait_opened(30)
     labels = scrape(scraper(llm))["vllm:lora_requests_info"].samples[0].labels
+    until = time.monotonic() + 60
     while labels["running_lora_adapters"] != "words":
+        assert time.monotonic() < until
         time.sleep(0.01)
         labels = scrape(scraper(llm))["vllm:lora_requests_info"].samples[0].labels
     assert labels == {"max_lora": "8", "running_lora_adapters": "words", "waiting_lora_adapters": "words"}
@@ -316,9 +318,12 @@ def test_buckets_grow_while_requests_run(llm: LLM) -> None:
     done = threading.Event()
 
     def ask() -> None:
-        for number in range(12):
-            llm.generate([f"{number} a b c"] * 4, SamplingParams(max_tokens=12, seed=number, ignore_eos=True))
-        done.set()
+        try:
+            for number in range(12):
+                settings = SamplingParams(max_tokens=12, seed=number, ignore_eos=True)
+                llm.generate([f"{number} a b c"] * 4, settings)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=ask)
     thread.start()

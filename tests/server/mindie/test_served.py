@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from free_ports import free_ports
 
 from sightline import LLM, SamplingParams
 from sightline.server.limits import Limits
@@ -42,19 +42,11 @@ CONFIG = """{
 }"""
 
 
-def _free_ports(count: int) -> list[int]:
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in taken]
-    for one in taken:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def ports(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, media: Path) -> Iterator[list[int]]:
     """A server of its own process; its business, management and metrics ports."""
     folder = tmp_path_factory.mktemp("mindie")
-    found = _free_ports(3)
+    found = free_ports(3)
     config = folder / "config.json"
     config.write_text(CONFIG % (*found, json.dumps(str(tiny_folder))), encoding="utf-8")
     options = ("--config", str(config), "--allowed-local-media-path", str(media), "--device", "cpu")

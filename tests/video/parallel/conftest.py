@@ -23,7 +23,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     program = [sys.executable, str(Path(__file__).with_name("world.py")), str(folder)]
     result = subprocess.run(
-        program, env=environment, capture_output=True, text=True, timeout=600, check=False
+        program, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
     assert result.returncode == 0, result.stderr[-4000:]
     return [torch.load(folder / f"{rank}.pt") for rank in range(4)]

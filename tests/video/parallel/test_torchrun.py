@@ -43,7 +43,7 @@ def test_two_processes_make_the_video_of_one(folder: Path, alone: np.ndarray, tm
     command += ["--ulysses-size", "2", "--vae-parallel"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SIGHTLINE_QUIET": "1"}
     result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=600, check=False
+        command, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
 
     assert result.returncode == 0, result.stderr[-4000:]

@@ -286,9 +286,9 @@ def main(folder: Path) -> int:
 
 def _run(rank: int, folder: Path) -> int:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    faulthandler.dump_traceback_later(500, exit=True)
+    faulthandler.dump_traceback_later(150, exit=True)
     try:
-        with joined(4, 1, "cpu", timeout=300):
+        with joined(4, 1, "cpu", timeout=120):
             torch.save(work(rank), folder / f"{rank}.pt")
         return int(dist.is_initialized())
     except BaseException:

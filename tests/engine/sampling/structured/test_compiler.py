@@ -169,7 +169,7 @@ def test_what_compiles_without_end_is_stopped(compiler: Compiler) -> None:
         begun = time.perf_counter()
         with pytest.raises(ParameterError, match="takes more than"):
             quick.compile(StructuredOutputsParams(json=ENDLESS))
-        assert time.perf_counter() - begun < 0.1  # it is not tried again
+        assert time.perf_counter() - begun < 0.5  # it is not tried again
         quick.compile(StructuredOutputsParams(regex="ab"))  # and others go on
     finally:
         quick.close()

@@ -86,6 +86,8 @@ def test_long_ones_are_not_filled_up_for_nor_more_copied_than_is_good(
     monkeypatch.setattr(cpu_plan, "_MOST_FILLED", 130)
     plan = allocated(4).plan(several)
     assert [group.rows for group in plan.groups] == [[0, 1, 9], [2, 3, 4, 5, 6, 7, 8]]
+    monkeypatch.setattr(cpu_plan, "_MOST_FILLED", 300)  # two of the short ones, but not three
+    assert [group.rows for group in allocated(4).plan(several).groups] == [[0, 1, 2, 9], [3, 4, 5, 6, 7, 8]]
     # 64 bytes a token of the keys: room for 150 tokens, so that a long one goes with no other.
     monkeypatch.setattr(cpu, "_MOST_COPIED", 150 * 64)
     plan = allocated(4).plan(several)
