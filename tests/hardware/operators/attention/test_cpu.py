@@ -122,6 +122,17 @@ def test_groups_agree_with_the_reference(
         assert_agrees(CpuAttention(4), [*steps, decode], heads=6, kv_heads=2, seed=seed)
 
 
+def test_groups_in_bfloat16_are_near_the_reference() -> None:
+    lengths = [5, 40, 33, 12]
+    tables = [list(range(start, start + 11)) for start in range(0, 44, 11)]
+    steps = [[Piece(length, 0, table)] for length, table in zip(lengths, tables, strict=True)]
+    decode = [Piece(1, length, table) for length, table in zip(lengths, tables, strict=True)]
+    assert len(allocated(4).plan(decode).groups) == 1
+    assert_agrees(
+        CpuAttention(4), [*steps, decode], heads=6, kv_heads=2, dtype=torch.bfloat16, tolerance=0.03
+    )
+
+
 def test_what_other_sequences_left_in_the_cache_is_not_seen() -> None:
     """Not even as nan: it would be in every sum that it has no weight in."""
     backend = allocated(4)
