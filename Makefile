@@ -29,8 +29,9 @@ demo: setup
 
 # Two processes of one thread each: on two cores that is twice as fast as one of two, and does not suffer when another
 # program takes part of a core, for threads that share a loop wait for each other.
+TESTS ?= --numprocesses 2 --dist loadfile
 test: setup
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(TESTS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -222,7 +222,7 @@ def test_media_are_fetched_at_once_but_never_more_than_allowed() -> None:
     async def slow(writer: asyncio.StreamWriter) -> None:
         nonlocal most
         most = max(most, net.open)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
         writer.write(answer(PNG))
 
     net.routes["/a"] = slow
@@ -230,7 +230,7 @@ def test_media_are_fetched_at_once_but_never_more_than_allowed() -> None:
     start = time.perf_counter()
     play(net, lambda fetcher: fetcher.resolve(ask(*urls)), connections_per_request=4)
     assert most == 4
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 1  # one after the other they take 1.2 s
 
     async def three(fetcher: Fetcher) -> None:
         await asyncio.gather(*(fetcher.resolve(ask(*urls)) for _ in range(3)))

@@ -61,7 +61,7 @@ def test_branches_are_spread_outermost(world: World) -> None:
 def test_undone_the_model_is_as_before(world: World) -> None:
     for found in world:
         assert found["sent undone"] == []
-        # Not to the bit: this process has more threads than a rank.
+        # Not to the bit: this process may have more threads than a rank.
         torch.testing.assert_close(found["undone"], alone("none", True), atol=TOLERANCE, rtol=TOLERANCE)
 
 

@@ -30,6 +30,7 @@ class Group:
     rows: list[int]
     slots: np.ndarray
     ends: np.ndarray
+    _places: torch.Tensor | None = None
 
     @cached_property
     def index(self) -> slice | torch.Tensor:
@@ -52,8 +53,6 @@ class Group:
             firsts = slots * np.arange(heads)
             self._places = torch.from_numpy((self.slots[:, None] + firsts[:, None]).ravel())
         return self._places
-
-    _places: torch.Tensor | None = None
 
 
 @dataclass
